@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace adder::core {
+
+struct IntRange {
+  int64_t min = std::numeric_limits<int64_t>::min();
+  int64_t max = std::numeric_limits<int64_t>::max();
+};
+
+struct RealRange {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+};
+
+// An options struct has one function `void visit(core::FieldVisitor& v)` that names each field once; reading TOML, `--set a.b=c`, printing,
+// saving and the help text are visitors.
+class FieldVisitor {
+ public:
+  virtual ~FieldVisitor() = default;
+  virtual void field(const char* name, bool& value, const char* help) = 0;
+  virtual void field(const char* name, int64_t& value, const char* help, IntRange range = {}) = 0;
+  virtual void field(const char* name, double& value, const char* help, RealRange range = {}) = 0;
+  virtual void field(const char* name, std::string& value, const char* help) = 0;
+  virtual void field(const char* name, std::vector<std::string>& value, const char* help) = 0;
+  // A string that must be one of `choices`.
+  virtual void choice(const char* name, std::string& value, const char* help, const std::vector<std::string>& choices) = 0;
+
+  // An enum; `names` lists its enumerators' names in the order of their values 0, 1, ...
+  template <typename Enum>
+  void choice_of(const char* name, Enum& value, const char* help, const std::vector<std::string>& names) {
+    std::string text = names.at(static_cast<size_t>(value));
+    choice(name, text, help, names);
+    for (size_t i = 0; i < names.size(); ++i)
+      if (names[i] == text) value = static_cast<Enum>(i);
+  }
+
+  // A nested options struct, a table of its own in TOML.
+  template <typename Options>
+  void group(const char* name, Options& options, const char* help) {
+    begin_group(name, help);
+    options.visit(*this);
+    end_group();
+  }
+
+ protected:
+  virtual void begin_group(const char* name, const char* help) = 0;
+  virtual void end_group() = 0;
+};
+
+}  // namespace adder::core

@@ -1,0 +1,26 @@
+# The targets adder_torch (compile and link) and adder_pch (a precompiled torch header), from an installed torch package.
+# find_package(Torch) is of no use here: it demands a CUDA toolkit for a CPU build and probes for a GPU.
+set(torch_folder ${ADDER_TORCH})
+if(NOT torch_folder)
+  file(GLOB torch_folder ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+endif()
+if(NOT EXISTS ${torch_folder}/lib/libtorch_cpu.so)
+  message(FATAL_ERROR "No LibTorch in '${torch_folder}': run 'make setup', or give -DADDER_TORCH=<folder of the torch package>")
+endif()
+set(ADDER_TORCH_LIB ${torch_folder}/lib)
+
+add_library(adder_torch INTERFACE)
+# After all other folders: the package ships its own fmt, glog and pybind11 headers.
+target_compile_options(adder_torch INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${torch_folder}/include -idirafter ${torch_folder}/include/torch/csrc/api/include>)
+target_link_libraries(adder_torch INTERFACE ${ADDER_TORCH_LIB}/libtorch_cpu.so ${ADDER_TORCH_LIB}/libc10.so)
+list(APPEND CMAKE_BUILD_RPATH ${ADDER_TORCH_LIB})
+# The wheel's own CUDA runtime and the like lie beside torch; its libraries find them through their own rpath.
+target_link_options(adder_torch INTERFACE -Wl,--allow-shlib-undefined)
+
+file(WRITE ${CMAKE_BINARY_DIR}/pch.cpp.in "// carries the precompiled header\n")
+configure_file(${CMAKE_BINARY_DIR}/pch.cpp.in ${CMAKE_BINARY_DIR}/pch.cpp COPYONLY)
+add_library(adder_pch STATIC ${CMAKE_BINARY_DIR}/pch.cpp)
+target_link_libraries(adder_pch PUBLIC adder_options adder_torch OpenMP::OpenMP_CXX)
+target_precompile_headers(adder_pch PRIVATE <torch/torch.h>)
+message(STATUS "LibTorch: ${torch_folder}")
