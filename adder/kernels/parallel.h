@@ -1,0 +1,36 @@
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
+namespace adder::kernels {
+
+// Calls body(item, thread) for each item in [0, items), on up to `threads` threads (0: as many as OpenMP would use). Which thread runs
+// an item must not matter for the result. An exception of a body is thrown to the caller after all threads have ended.
+template <typename Body>
+void parallel_items(int64_t items, int64_t threads, const Body& body) {
+  if (threads <= 0) threads = omp_get_max_threads();
+  threads = std::min(threads, items);
+  if (threads <= 1 || omp_in_parallel()) {
+    for (int64_t item = 0; item < items; ++item) body(item, int64_t{0});
+    return;
+  }
+  std::exception_ptr error;
+  std::mutex error_mutex;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
+  for (int64_t item = 0; item < items; ++item) {
+    try {
+      body(item, static_cast<int64_t>(omp_get_thread_num()));
+    } catch (...) {
+      const std::lock_guard lock(error_mutex);
+      if (!error) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace adder::kernels
