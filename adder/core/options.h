@@ -13,13 +13,16 @@ struct IntRange {
   int64_t max = std::numeric_limits<int64_t>::max();
 };
 
+// NaN is never valid. An infinity is valid only where it is given as a bound that is not open.
 struct RealRange {
-  double min = -std::numeric_limits<double>::infinity();
-  double max = std::numeric_limits<double>::infinity();
+  double min = std::numeric_limits<double>::lowest();
+  double max = std::numeric_limits<double>::max();
+  bool open_min = false;  // min itself is not valid
+  bool open_max = false;
 };
 
-// An options struct has one function `void visit(core::FieldVisitor& v)` that names each field once; reading TOML, `--set a.b=c`, printing,
-// saving and the help text are visitors.
+// An options struct has one function `void visit(core::FieldVisitor& v)` that names each field once; reading TOML,
+// `--set a.b=c`, printing, saving and the help text are visitors.
 class FieldVisitor {
  public:
   virtual ~FieldVisitor() = default;
@@ -29,7 +32,8 @@ class FieldVisitor {
   virtual void field(const char* name, std::string& value, const char* help) = 0;
   virtual void field(const char* name, std::vector<std::string>& value, const char* help) = 0;
   // A string that must be one of `choices`.
-  virtual void choice(const char* name, std::string& value, const char* help, const std::vector<std::string>& choices) = 0;
+  virtual void choice(const char* name, std::string& value, const char* help,
+                      const std::vector<std::string>& choices) = 0;
 
   // An enum; `names` lists its enumerators' names in the order of their values 0, 1, ...
   template <typename Enum>
