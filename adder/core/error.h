@@ -7,7 +7,8 @@
 
 namespace adder {
 
-// A mistake in what the user gave (an argument, a file, a configuration). The text names the thing, the rule, what was expected and what came.
+// A mistake in what the user gave (an argument, a file, a configuration). The text names the thing, the rule, what was
+// expected and what came.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -21,7 +22,8 @@ template <typename... Args>
 }  // namespace adder
 
 // ADDER_CHECK(condition, "format", args...): throws adder::Error unless the condition holds.
-#define ADDER_CHECK(condition, ...)                       \
-  do {                                                    \
-    if (!(condition)) [[unlikely]] ::adder::fail(__VA_ARGS__); \
+#define ADDER_CHECK(condition, ...) \
+  do {                              \
+    if (!(condition)) [[unlikely]]  \
+      ::adder::fail(__VA_ARGS__);   \
   } while (false)

@@ -19,9 +19,15 @@ struct float16 {
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-inline float to_float(bfloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-inline float to_float(float x) { return x; }
-inline double to_float(double x) { return x; }
+inline float to_float(bfloat16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+inline float to_float(float x) {
+  return x;
+}
+inline double to_float(double x) {
+  return x;
+}
 inline float to_float(float16 x) {
   const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31u, mantissa = x.bits & 0x3FFu;
   if (exponent == 0) {

@@ -9,8 +9,9 @@
 
 namespace adder::kernels {
 
-// Calls body(item, thread) for each item in [0, items), on up to `threads` threads (0: as many as OpenMP would use). Which thread runs
-// an item must not matter for the result. An exception of a body is thrown to the caller after all threads have ended.
+// Calls body(item, thread) for each item in [0, items), on up to `threads` threads (0: as many as OpenMP would use).
+// Which thread runs an item must not matter for the result. An exception of a body is thrown to the caller after all
+// threads have ended.
 template <typename Body>
 void parallel_items(int64_t items, int64_t threads, const Body& body) {
   if (threads <= 0) threads = omp_get_max_threads();

@@ -1,4 +1,5 @@
-// What the forward and the backward scan share: tiles of one chunk of time and one block of channels, in accumulator precision.
+// What the forward and the backward scan share: tiles of one chunk of time and one block of channels, in accumulator
+// precision.
 #if defined(ADDER_KERNELS_SELECTIVE_SCAN_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ADDER_KERNELS_SELECTIVE_SCAN_INL_H_
 #undef ADDER_KERNELS_SELECTIVE_SCAN_INL_H_
@@ -65,7 +66,8 @@ HWY_INLINE Number<V, kC> conjugate(Number<V, kC> x) {
 template <class V, bool kC>
 HWY_INLINE Number<V, kC> multiply_add(Number<V, kC> x, Number<V, kC> y, Number<V, kC> z) {
   if constexpr (kC)
-    return {hn::NegMulAdd(x.im, y.im, hn::MulAdd(x.re, y.re, z.re)), hn::MulAdd(x.re, y.im, hn::MulAdd(x.im, y.re, z.im))};
+    return {hn::NegMulAdd(x.im, y.im, hn::MulAdd(x.re, y.re, z.re)),
+            hn::MulAdd(x.re, y.im, hn::MulAdd(x.im, y.re, z.im))};
   else
     return {hn::MulAdd(x.re, y.re, z.re)};
 }
@@ -103,8 +105,10 @@ HWY_INLINE void zoh_factor(D d, Number<V, kC> x, Number<V, kC> e, Number<V, kC>&
     coefficients[k] = 1 / factorial;
   }
   Num series{}, dseries{};
-  if constexpr (kC) series = {constant(d, coefficients[kTerms]), hn::Zero(d)};
-  else series = {constant(d, coefficients[kTerms])};
+  if constexpr (kC)
+    series = {constant(d, coefficients[kTerms]), hn::Zero(d)};
+  else
+    series = {constant(d, coefficients[kTerms])};
   dseries = scale(series, constant(d, kTerms));
   for (int k = kTerms - 1; k >= 0; --k) {
     series = multiply(series, x);
@@ -136,13 +140,14 @@ HWY_INLINE void zoh_factor(D d, Number<V, kC> x, Number<V, kC> e, Number<V, kC>&
   }
 }
 
-// Planes of one unit of channels: plane p of unit v starts at (v * planes + p) * kUnit. Complex: planes 2 n and 2 n + 1.
+// Planes of one unit of channels: plane p of unit v starts at (v * planes + p) * kUnit. Complex: planes 2 n and 2 n
+// + 1.
 template <bool kC, class D, typename R>
 HWY_INLINE Number<hn::Vec<D>, kC> load_number(D d, const R* planes, int64_t n) {
   if constexpr (kC)
-    return {hn::Load(d, planes + 2 * n * kUnit), hn::Load(d, planes + (2 * n + 1) * kUnit)};
+    return {hn::LoadU(d, planes + 2 * n * kUnit), hn::LoadU(d, planes + (2 * n + 1) * kUnit)};
   else
-    return {hn::Load(d, planes + n * kUnit)};
+    return {hn::LoadU(d, planes + n * kUnit)};
 }
 template <bool kC, class D, typename R>
 HWY_INLINE void store_number(D d, Number<hn::Vec<D>, kC> x, R* planes, int64_t n) {
@@ -178,7 +183,8 @@ struct BlockChannels {
 
 // (D, N) values into planes; channels past the end are 0.
 template <typename R>
-void planes_from_matrix(const BlockChannels& block, bool complex, int64_t state, View2<const R> from, R factor, R* planes) {
+void planes_from_matrix(const BlockChannels& block, bool complex, int64_t state, View2<const R> from, R factor,
+                        R* planes) {
   const int64_t parts = complex ? 2 : 1, rows = state * parts;
   for (int64_t unit = 0; unit < block.units; ++unit)
     for (int64_t row = 0; row < rows; ++row)
@@ -210,8 +216,8 @@ void planes_from_state(const BlockChannels& block, int64_t rows, const R* from, 
 // One chunk's inputs: (unit, step, lane) for channel values, (step, plane) for per-step B and C.
 template <typename R>
 struct ScanTile {
-  R *delta, *u, *du;  // delta after bias and softplus; du = delta u
-  R *B, *C;           // rows of `planes` numbers
+  R *delta, *u, *du;         // delta after bias and softplus; du = delta u
+  R *B, *C;                  // rows of `planes` numbers
   R *A, *B_const, *C_const;  // planes of each unit; A is multiplied by log2(e)
   R *D, *bias;               // a row of block channels
   bool* valid;               // of each step
@@ -234,17 +240,18 @@ struct ScanTile {
   template <typename T>
   void load_parameters(const SelectiveScanInputs<T>& p, const BlockChannels& block) {
     planes_from_matrix<R>(block, p.complex, p.state, p.A, R(kLog2E), A);
-    if (p.B_step.data == nullptr) planes_from_matrix<R>(block, p.complex, p.state, p.B_const, R(1), B_const);
-    if (p.C_step.data == nullptr) planes_from_matrix<R>(block, p.complex, p.state, p.C_const, R(1), C_const);
+    if (p.constant_B) planes_from_matrix<R>(block, p.complex, p.state, p.B_const, R(1), B_const);
+    if (p.constant_C) planes_from_matrix<R>(block, p.complex, p.state, p.C_const, R(1), C_const);
     for (int64_t c = 0; c < block.units * kUnit; ++c) {
       D[c] = p.D.data != nullptr && c < block.count ? p.D.data[(block.first + c) * p.D.d] : R(0);
-      bias[c] = p.delta_bias.data != nullptr && c < block.count ? p.delta_bias.data[(block.first + c) * p.delta_bias.d] : R(0);
+      bias[c] = p.delta_bias.data != nullptr && c < block.count ? p.delta_bias.data[(block.first + c) * p.delta_bias.d]
+                                                                : R(0);
     }
   }
 
   template <typename T>
-  static void load_step_rows(View4<const T> from, const SequenceRows& rows, const bool* valid, int64_t start, int64_t steps,
-                             int64_t group, int64_t planes, R* to) {
+  static void load_step_rows(View4<const T> from, const SequenceRows& rows, const bool* valid, int64_t start,
+                             int64_t steps, int64_t group, int64_t planes, R* to) {
     for (int64_t j = 0; j < steps; ++j) {
       const T* row = from.data + rows.b * from.b + rows.time(start + j) * from.l + group * from.g;
       for (int64_t n = 0; n < planes; ++n) to[j * planes + n] = valid[j] ? R(to_float(row[n * from.n])) : R(0);
@@ -260,8 +267,8 @@ struct ScanTile {
     const View2<const bool> mask = p.layout.mask;
     for (int64_t j = 0; j < steps; ++j)
       valid[j] = mask.data == nullptr || mask.data[rows.b * mask.row + rows.time(start + j) * mask.column];
-    if (p.B_step.data != nullptr) load_step_rows(p.B_step, rows, valid, start, steps, block.group, plan.planes, B);
-    if (p.C_step.data != nullptr) load_step_rows(p.C_step, rows, valid, start, steps, block.group, plan.planes, C);
+    if (!p.constant_B) load_step_rows(p.B_step, rows, valid, start, steps, block.group, plan.planes, B);
+    if (!p.constant_C) load_step_rows(p.C_step, rows, valid, start, steps, block.group, plan.planes, C);
     for (int64_t j = 0; j < steps; ++j) {
       const int64_t t = rows.time(start + j);
       const T* u_row = p.u.data + rows.b * p.u.b + t * p.u.l + block.first * p.u.d;

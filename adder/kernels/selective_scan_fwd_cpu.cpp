@@ -13,11 +13,11 @@ namespace HWY_NAMESPACE {
 
 // kN real states at once, their h in registers: y += C h along a chunk. Pointers are those of one vector of channels.
 template <int kN, class D, typename R>
-void scan_states(D d, int64_t steps, const R* delta, const R* du, const R* A, const R* B, const R* C, int64_t planes, R* state,
-                 R* y) {
+void scan_states(D d, int64_t steps, const R* delta, const R* du, const R* A, const R* B, const R* C, int64_t planes,
+                 R* state, R* y) {
   using V = hn::Vec<D>;
   V a[kN], h[kN];
-  HWY_UNROLL(kN)
+  HWY_UNROLL(16)
   for (int n = 0; n < kN; ++n) {
     a[n] = hn::Load(d, A + n * kUnit);
     h[n] = hn::Load(d, state + n * kUnit);
@@ -25,14 +25,14 @@ void scan_states(D d, int64_t steps, const R* delta, const R* du, const R* A, co
   for (int64_t t = 0; t < steps; ++t) {
     const V step = hn::Load(d, delta + t * kUnit), x = hn::Load(d, du + t * kUnit);
     V sum = hn::Load(d, y + t * kUnit);
-    HWY_UNROLL(kN)
+    HWY_UNROLL(16)
     for (int n = 0; n < kN; ++n) {
       h[n] = hn::MulAdd(exp2(d, hn::Mul(step, a[n])), h[n], hn::Mul(x, hn::Set(d, B[t * planes + n])));
       sum = hn::MulAdd(h[n], hn::Set(d, C[t * planes + n]), sum);
     }
     hn::Store(sum, d, y + t * kUnit);
   }
-  HWY_UNROLL(kN)
+  HWY_UNROLL(16)
   for (int n = 0; n < kN; ++n) hn::Store(h[n], d, state + n * kUnit);
 }
 
@@ -47,7 +47,8 @@ void scan_state(D d, int64_t steps, const R* delta, const R* du, const R* A, con
   for (int64_t t = 0; t < steps; ++t) {
     const V step = hn::Load(d, delta + t * kUnit), x = hn::Load(d, du + t * kUnit);
     Num b = B != nullptr ? broadcast_number<kComplex>(d, B + t * planes, n) : load_number<kComplex>(d, B_const, n);
-    const Num c = C != nullptr ? broadcast_number<kComplex>(d, C + t * planes, n) : load_number<kComplex>(d, C_const, n);
+    const Num c =
+        C != nullptr ? broadcast_number<kComplex>(d, C + t * planes, n) : load_number<kComplex>(d, C_const, n);
     const Num x2 = scale(a2, step);
     const Num e = exponential<kComplex>(d, x2);
     if constexpr (kZoh) {
@@ -74,23 +75,26 @@ struct Forward {
     const Tag<T> d;
     const auto lanes = static_cast<int64_t>(hn::Lanes(d));
     const bool zoh = p.discretization == Discretization::kZoh;
-    const bool plain = !p.complex && !zoh && p.B_step.data != nullptr && p.C_step.data != nullptr;
-    const R* B = p.B_step.data != nullptr ? tile.B : nullptr;
-    const R* C = p.C_step.data != nullptr ? tile.C : nullptr;
+    const bool plain = !p.complex && !zoh && !p.constant_B && !p.constant_C;
+    const R* B = p.constant_B ? nullptr : tile.B;
+    const R* C = p.constant_C ? nullptr : tile.C;
     for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
-      const int64_t row = c / kUnit * kScanChunk * kUnit + c % kUnit, plane = c / kUnit * plan.planes * kUnit + c % kUnit;
+      const int64_t row = c / kUnit * kScanChunk * kUnit + c % kUnit,
+                    plane = c / kUnit * plan.planes * kUnit + c % kUnit;
       const R *delta = tile.delta + row, *du = tile.du + row, *A = tile.A + plane;
       int64_t n = 0;
       if (plain) {
         for (; n + 4 <= p.state; n += 4)
-          scan_states<4>(d, steps, delta, du, A + n * kUnit, B + n, C + n, plan.planes, state + plane + n * kUnit, y + row);
+          scan_states<4>(d, steps, delta, du, A + n * kUnit, B + n, C + n, plan.planes, state + plane + n * kUnit,
+                         y + row);
         for (; n < p.state; ++n)
-          scan_states<1>(d, steps, delta, du, A + n * kUnit, B + n, C + n, plan.planes, state + plane + n * kUnit, y + row);
+          scan_states<1>(d, steps, delta, du, A + n * kUnit, B + n, C + n, plan.planes, state + plane + n * kUnit,
+                         y + row);
       }
       for (; n < p.state; ++n) {
         const auto run = [&]<bool kComplex, bool kZoh>() {
-          scan_state<kComplex, kZoh>(d, steps, delta, du, A, B, C, tile.B_const + plane, tile.C_const + plane, plan.planes, n,
-                                     state + plane, y + row);
+          scan_state<kComplex, kZoh>(d, steps, delta, du, A, B, C, tile.B_const + plane, tile.C_const + plane,
+                                     plan.planes, n, state + plane, y + row);
         };
         if (p.complex)
           zoh ? run.template operator()<true, true>() : run.template operator()<true, false>();
@@ -100,8 +104,8 @@ struct Forward {
     }
   }
 
-  void store_outputs(const BlockChannels& block, const ScanTile<R>& tile, const SequenceRows& rows, int64_t start, int64_t steps,
-                     const R* y) const {
+  void store_outputs(const BlockChannels& block, const ScanTile<R>& tile, const SequenceRows& rows, int64_t start,
+                     int64_t steps, const R* y) const {
     const Tag<T> d;
     const auto lanes = static_cast<int64_t>(hn::Lanes(d));
     for (int64_t j = 0; j < steps; ++j) {
@@ -139,7 +143,8 @@ struct Forward {
     for (int64_t s = layout.sequences * slab / plan.slabs; s < last; ++s) {
       const SequenceRows rows(layout, s);
       const int64_t state_offset = s * p.channels * plan.planes;
-      planes_from_state<R>(block, plan.planes, p.initial_state != nullptr ? p.initial_state + state_offset : nullptr, state);
+      planes_from_state<R>(block, plan.planes, p.initial_state != nullptr ? p.initial_state + state_offset : nullptr,
+                           state);
       for (int64_t start = 0; start < rows.length; start += kScanChunk) {
         const int64_t steps = HWY_MIN(kScanChunk, rows.length - start);
         if (p.border_states != nullptr) {
@@ -165,10 +170,18 @@ void scan_forward(const SelectiveScanForward<T>& p) {
                  [&](int64_t i, int64_t) { forward.item(i % plan.blocks, i / plan.blocks); });
 }
 
-void scan_forward_f32(const SelectiveScanForward<float>& p) { scan_forward(p); }
-void scan_forward_f64(const SelectiveScanForward<double>& p) { scan_forward(p); }
-void scan_forward_bf16(const SelectiveScanForward<bfloat16>& p) { scan_forward(p); }
-void scan_forward_f16(const SelectiveScanForward<float16>& p) { scan_forward(p); }
+void scan_forward_f32(const SelectiveScanForward<float>& p) {
+  scan_forward(p);
+}
+void scan_forward_f64(const SelectiveScanForward<double>& p) {
+  scan_forward(p);
+}
+void scan_forward_bf16(const SelectiveScanForward<bfloat16>& p) {
+  scan_forward(p);
+}
+void scan_forward_f16(const SelectiveScanForward<float16>& p) {
+  scan_forward(p);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace adder::kernels
@@ -182,7 +195,8 @@ HWY_EXPORT(scan_forward_f64);
 HWY_EXPORT(scan_forward_bf16);
 HWY_EXPORT(scan_forward_f16);
 
-int64_t selective_scan_border_size(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups, bool complex) {
+int64_t selective_scan_border_size(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups,
+                                   bool complex) {
   const ScanPlan plan(layout, channels, state, groups, complex);
   return plan.chunk_offset.back() * plan.units * plan.planes * ScanPlan::kUnit;
 }

@@ -7,14 +7,16 @@
 
 namespace adder::kernels {
 
-// How the CPU scan divides its work. It depends on the shape alone, so that sums have the same order for any number of threads.
+// How the CPU scan divides its work. It depends on the shape alone, so that sums have the same order for any number of
+// threads.
 struct ScanPlan {
-  static constexpr int64_t kUnit = 16;       // channels that lie side by side in a tile row; a multiple of every vector width
+  static constexpr int64_t kUnit =
+      16;  // channels that lie side by side in a tile row; a multiple of every vector width
   static constexpr int64_t kBlockUnits = 4;  // units in a block, the smallest piece of work
 
   int64_t group_channels, group_units, block_units, group_blocks, blocks, units;
-  int64_t planes;  // real numbers in a state of a channel: N, or 2 N
-  int64_t slabs;   // sequences are dealt to this many slabs; sums over sequences go slab by slab
+  int64_t planes;                     // real numbers in a state of a channel: N, or 2 N
+  int64_t slabs;                      // sequences are dealt to this many slabs; sums over sequences go slab by slab
   std::vector<int64_t> chunk_offset;  // (S + 1) first chunk of each sequence in border_states
 
   ScanPlan(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups, bool complex) {

@@ -37,7 +37,6 @@ constexpr bool is_float(D) {
 template <class D, class V, size_t kCount>
 HWY_INLINE V polynomial(D d, V x, const double (&coefficients)[kCount]) {
   V sum = constant(d, coefficients[kCount - 1]);
-  HWY_UNROLL(16)
   for (size_t i = kCount - 1; i-- > 0;) sum = hn::MulAdd(sum, x, constant(d, coefficients[i]));
   return sum;
 }
@@ -193,12 +192,25 @@ HWY_INLINE void sincos(D d, V x, V& sine, V& cosine) {
     r = hn::NegMulAdd(n, constant(d, 6.07710050630396597660e-11), r);
     r = hn::NegMulAdd(n, constant(d, 2.02226624879595063154e-21), r);
   }
-  static constexpr double kSine[] = {1.0,           -1.0 / 6,         1.0 / 120,          -1.0 / 5040,
-                                     1.0 / 362880., -1.0 / 39916800., 1.0 / 6227020800.,  -1.0 / 1307674368000.,
+  static constexpr double kSine[] = {1.0,
+                                     -1.0 / 6,
+                                     1.0 / 120,
+                                     -1.0 / 5040,
+                                     1.0 / 362880.,
+                                     -1.0 / 39916800.,
+                                     1.0 / 6227020800.,
+                                     -1.0 / 1307674368000.,
                                      1.0 / 355687428096000.};
-  static constexpr double kCosine[] = {1.0,          -1.0 / 2,         1.0 / 24,           -1.0 / 720,
-                                       1.0 / 40320., -1.0 / 3628800.,  1.0 / 479001600.,   -1.0 / 87178291200.,
-                                       1.0 / 20922789888000., -1.0 / 6402373705728000.};
+  static constexpr double kCosine[] = {1.0,
+                                       -1.0 / 2,
+                                       1.0 / 24,
+                                       -1.0 / 720,
+                                       1.0 / 40320.,
+                                       -1.0 / 3628800.,
+                                       1.0 / 479001600.,
+                                       -1.0 / 87178291200.,
+                                       1.0 / 20922789888000.,
+                                       -1.0 / 6402373705728000.};
   static constexpr double kSineFloat[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880.};
   static constexpr double kCosineFloat[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320., -1.0 / 3628800.};
   const V r2 = hn::Mul(r, r);
@@ -265,7 +277,7 @@ HWY_INLINE void store_as(D d, V v, bfloat16* p) {
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, chosen)), d16, reinterpret_cast<uint16_t*>(p));
 }
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void store_as(D d, V v, float16* p) {
+HWY_INLINE void store_as([[maybe_unused]] D d, V v, float16* p) {
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
 }

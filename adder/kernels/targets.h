@@ -1,5 +1,5 @@
 #pragma once
 
-// The instruction sets that each kernel is compiled for (Highway chooses at run time): the baseline, AVX2 and AVX-512. The ones in between
-// bring these kernels nothing and cost compile time. To be included before any Highway header.
+// The instruction sets that each kernel is compiled for (Highway chooses at run time): the baseline, AVX2 and AVX-512.
+// The ones in between bring these kernels nothing and cost compile time. To be included before any Highway header.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)

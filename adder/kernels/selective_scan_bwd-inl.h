@@ -1,0 +1,210 @@
+// The two walks of the backward scan over one chunk: forward to recompute the states, then backward in time.
+#if defined(ADDER_KERNELS_SELECTIVE_SCAN_BWD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ADDER_KERNELS_SELECTIVE_SCAN_BWD_INL_H_
+#undef ADDER_KERNELS_SELECTIVE_SCAN_BWD_INL_H_
+#else
+#define ADDER_KERNELS_SELECTIVE_SCAN_BWD_INL_H_
+#endif
+
+#include "adder/kernels/selective_scan-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace adder::kernels {
+namespace HWY_NAMESPACE {
+
+constexpr int kStatesAtOnce = 4;
+
+// Pointers into one vector of channels of a tile: rows over time are kUnit apart, planes of states too.
+template <typename R>
+struct ScanColumn {
+  int64_t steps, planes;
+  const R *delta, *du, *dy;
+  const R *A, *B_const, *C_const;
+  const R *B, *C;   // rows of `planes`; null where constant
+  const R* border;  // the state before the chunk
+  R *s, *q, *y;     // sum of dh B, sum of d(delta A) A log2(e), sum of C h
+  R* carry;         // d h at the end of the chunk from what follows; on return: at its beginning
+  R *dA, *dB_const, *dC_const;
+  R *a, *h;    // (steps, kStatesAtOnce * parts, lanes)
+  R *dB, *dC;  // the same shape: sums over the vectors of a block
+  bool first;  // the first vector of the block sets dB and dC, the others add
+};
+
+template <class D, typename R, class V>
+HWY_INLINE void set_or_add(D d, V v, bool set, R* to) {
+  hn::Store(set ? v : hn::Add(hn::Load(d, to), v), d, to);
+}
+
+// kN real states n0, n0 + 1, ... with per-step B and C and Euler's rule.
+template <int kN, class D, typename R>
+void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
+  using V = hn::Vec<D>;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t slot = kN * lanes;
+  V A[kN], x[kN], dA[kN];
+  HWY_UNROLL(16)
+  for (int n = 0; n < kN; ++n) {
+    A[n] = hn::Load(d, p.A + (n0 + n) * kUnit);
+    x[n] = hn::LoadU(d, p.border + (n0 + n) * kUnit);
+  }
+  for (int64_t t = 0; t < p.steps; ++t) {
+    const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit);
+    HWY_UNROLL(16)
+    for (int n = 0; n < kN; ++n) {
+      const V a = exp2(d, hn::Mul(step, A[n]));
+      x[n] = hn::MulAdd(a, x[n], hn::Mul(du, hn::Set(d, p.B[t * p.planes + n0 + n])));
+      hn::Store(a, d, p.a + t * slot + n * lanes);
+      hn::Store(x[n], d, p.h + t * slot + n * lanes);
+    }
+  }
+  HWY_UNROLL(16)
+  for (int n = 0; n < kN; ++n) {
+    x[n] = hn::Load(d, p.carry + (n0 + n) * kUnit);
+    dA[n] = hn::Load(d, p.dA + (n0 + n) * kUnit);
+  }
+  for (int64_t t = p.steps - 1; t >= 0; --t) {
+    const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit),
+            dy = hn::Load(d, p.dy + t * kUnit);
+    V s = hn::Load(d, p.s + t * kUnit), q = hn::Load(d, p.q + t * kUnit), y = hn::Load(d, p.y + t * kUnit);
+    HWY_UNROLL(16)
+    for (int n = 0; n < kN; ++n) {
+      const V a = hn::Load(d, p.a + t * slot + n * lanes), h = hn::Load(d, p.h + t * slot + n * lanes);
+      const V B = hn::Set(d, p.B[t * p.planes + n0 + n]), C = hn::Set(d, p.C[t * p.planes + n0 + n]);
+      const V dh = hn::MulAdd(dy, C, x[n]);
+      const V dx = hn::Mul(dh, hn::NegMulAdd(du, B, h));  // of delta A: dh times a h(t-1)
+      y = hn::MulAdd(C, h, y);
+      s = hn::MulAdd(dh, B, s);
+      q = hn::MulAdd(dx, A[n], q);
+      dA[n] = hn::MulAdd(dx, step, dA[n]);
+      set_or_add(d, hn::Mul(dh, du), p.first, p.dB + t * slot + n * lanes);
+      set_or_add(d, hn::Mul(dy, h), p.first, p.dC + t * slot + n * lanes);
+      x[n] = hn::Mul(a, dh);
+    }
+    hn::Store(s, d, p.s + t * kUnit);
+    hn::Store(q, d, p.q + t * kUnit);
+    hn::Store(y, d, p.y + t * kUnit);
+  }
+  HWY_UNROLL(16)
+  for (int n = 0; n < kN; ++n) {
+    hn::Store(x[n], d, p.carry + (n0 + n) * kUnit);
+    hn::Store(dA[n], d, p.dA + (n0 + n) * kUnit);
+  }
+}
+
+// Any one state. Gradients of complex numbers are d/dRe + i d/dIm.
+template <bool kComplex, bool kZoh, class D, typename R>
+void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
+  using V = hn::Vec<D>;
+  using Num = Number<V, kComplex>;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t slot = (kComplex ? 2 : 1) * lanes;
+  const auto load_slot = [&](const R* from, int64_t t) -> Num {
+    if constexpr (kComplex)
+      return {hn::Load(d, from + t * slot), hn::Load(d, from + t * slot + lanes)};
+    else
+      return {hn::Load(d, from + t * slot)};
+  };
+  const auto store_slot = [&](Num v, R* to, int64_t t) {
+    hn::Store(v.re, d, to + t * slot);
+    if constexpr (kComplex) hn::Store(v.im, d, to + t * slot + lanes);
+  };
+  const auto sum_slot = [&](Num v, R* to, int64_t t) {
+    set_or_add(d, v.re, p.first, to + t * slot);
+    if constexpr (kComplex) set_or_add(d, v.im, p.first, to + t * slot + lanes);
+  };
+  const auto B_at = [&](int64_t t) {
+    return p.B != nullptr ? broadcast_number<kComplex>(d, p.B + t * p.planes, n)
+                          : load_number<kComplex>(d, p.B_const, n);
+  };
+  const Num A = load_number<kComplex>(d, p.A, n);
+  Num h = load_number<kComplex>(d, p.border, n);
+  for (int64_t t = 0; t < p.steps; ++t) {
+    const V step = hn::Load(d, p.delta + t * kUnit);
+    const Num x = scale(A, step), a = exponential<kComplex>(d, x);
+    Num b = B_at(t);
+    if constexpr (kZoh) {
+      Num phi, unused;
+      zoh_factor<kComplex>(d, scale(x, constant(d, kLn2)), a, phi, unused);
+      b = multiply(b, phi);
+    }
+    h = multiply_add(a, h, scale(b, hn::Load(d, p.du + t * kUnit)));
+    store_slot(a, p.a, t);
+    store_slot(h, p.h, t);
+  }
+  Num carry = load_number<kComplex>(d, p.carry, n), dA = load_number<kComplex>(d, p.dA, n);
+  Num dB_const = load_number<kComplex>(d, p.dB_const, n), dC_const = load_number<kComplex>(d, p.dC_const, n);
+  for (int64_t t = p.steps - 1; t >= 0; --t) {
+    const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit),
+            dy = hn::Load(d, p.dy + t * kUnit);
+    const V weight = kComplex ? hn::Add(dy, dy) : dy;  // y = 2 Re(C h) where complex
+    const Num a = load_slot(p.a, t), ht = load_slot(p.h, t), B = B_at(t);
+    const Num C =
+        p.C != nullptr ? broadcast_number<kComplex>(d, p.C + t * p.planes, n) : load_number<kComplex>(d, p.C_const, n);
+    const Num dh = add(scale(conjugate(C), weight), carry);
+    const Num dC = scale(conjugate(ht), weight);
+    Num b = B, db = scale(dh, du), dx;
+    if constexpr (kZoh) {
+      Num phi, dphi;
+      zoh_factor<kComplex>(d, scale(scale(A, step), constant(d, kLn2)), a, phi, dphi);
+      b = multiply(B, phi);
+      dx = multiply(multiply(db, conjugate(B)), conjugate(dphi));
+      dx = multiply_add(dh, conjugate(subtract(ht, scale(b, du))), dx);
+      db = multiply(db, conjugate(phi));
+    } else {
+      dx = multiply(dh, conjugate(subtract(ht, scale(b, du))));
+    }
+    const V product = real_product(C, ht);
+    hn::Store(hn::Add(hn::Load(d, p.y + t * kUnit), kComplex ? hn::Add(product, product) : product), d,
+              p.y + t * kUnit);
+    hn::Store(hn::Add(hn::Load(d, p.s + t * kUnit), real_product(dh, conjugate(b))), d, p.s + t * kUnit);
+    hn::Store(hn::Add(hn::Load(d, p.q + t * kUnit), real_product(dx, conjugate(A))), d, p.q + t * kUnit);
+    dA = add(dA, scale(dx, step));
+    if (p.B != nullptr)
+      sum_slot(db, p.dB, t);
+    else
+      dB_const = add(dB_const, db);
+    if (p.C != nullptr)
+      sum_slot(dC, p.dC, t);
+    else
+      dC_const = add(dC_const, dC);
+    carry = multiply(conjugate(a), dh);
+  }
+  store_number<kComplex>(d, carry, p.carry, n);
+  store_number<kComplex>(d, dA, p.dA, n);
+  store_number<kComplex>(d, dB_const, p.dB_const, n);
+  store_number<kComplex>(d, dC_const, p.dC_const, n);
+}
+
+// to[i] = the sum of the lanes of vector i, for `count` vectors that lie one after another.
+template <class D, typename R>
+HWY_INLINE void sum_lanes(D d, const R* vectors, int64_t count, R* to) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (is_float(d)) {
+    const hn::Repartition<double, D> d64;
+    const hn::CappedTag<float, 4> d4;
+    for (; i + 4 <= count; i += 4) {  // transpose four vectors into quarters that hold the four sums side by side
+      const R* v = vectors + i * lanes;
+      const auto v0 = hn::Load(d, v), v1 = hn::Load(d, v + lanes), v2 = hn::Load(d, v + 2 * lanes),
+                 v3 = hn::Load(d, v + 3 * lanes);
+      const auto low = hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
+      const auto high = hn::Add(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3));
+      const auto a = hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
+      const auto b = hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
+      HWY_ALIGN R quarters[hn::MaxLanes(D())];
+      hn::Store(hn::Add(a, b), d, quarters);
+      auto sum = hn::Load(d4, quarters);
+      for (int64_t k = 4; k < lanes; k += 4) sum = hn::Add(sum, hn::Load(d4, quarters + k));
+      hn::StoreU(sum, d4, to + i);
+    }
+  }
+#endif
+  for (; i < count; ++i) to[i] = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, vectors + i * lanes)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace adder::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,210 @@
+#include "adder/kernels/selective_scan.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "adder/kernels/selective_scan_ref.h"
+#include "tests/kernels/scan_problem.h"
+#include "tests/tolerances.h"
+
+namespace adder::tests {
+namespace {
+
+using kernels::bfloat16;
+using kernels::float16;
+
+template <typename T>
+void expect_near(const char* name, const std::vector<T>& got, const std::vector<double>& expected,
+                 Tolerance tolerance) {
+  ASSERT_EQ(got.size(), expected.size()) << name;
+  double scale = 0;
+  for (const double x : expected)
+    if (std::isfinite(x)) scale = std::max(scale, std::fabs(x));
+  int64_t wrong = 0;
+  for (size_t i = 0; i < got.size() && wrong < 5; ++i) {
+    const double x = kernels::to_float(got[i]);
+    if (!near(x, expected[i], scale, tolerance)) {
+      ++wrong;
+      ADD_FAILURE() << name << "[" << i << "] is " << x << ", expected " << expected[i] << " (largest " << scale << ")";
+    }
+  }
+}
+
+template <typename T>
+void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
+  ScanProblem<T, T> problem(shape);
+  ScanProblem<double, T> truth(shape);
+  kernels::cpu::selective_scan_forward(problem.forward());
+  kernels::reference::selective_scan_forward(truth.forward());
+  expect_near("y", problem.y, truth.y, forward);
+  expect_near("final_state", problem.final_state, truth.final_state,
+              std::is_same_v<T, double> ? forward : kFloat32Forward);
+
+  kernels::cpu::selective_scan_backward(problem.backward());
+  kernels::reference::selective_scan_backward(truth.backward());
+  const Tolerance sums = std::is_same_v<T, double> ? backward : kFloat32Backward;
+  expect_near("du", problem.du, truth.du, backward);
+  expect_near("ddelta", problem.ddelta, truth.ddelta, backward);
+  if (shape.gate) expect_near("dz", problem.dz, truth.dz, backward);
+  if (!shape.B_const) expect_near("dB", problem.dB_step, truth.dB_step, backward);
+  if (!shape.C_const) expect_near("dC", problem.dC_step, truth.dC_step, backward);
+  expect_near("dA", problem.dA, truth.dA, sums);
+  if (shape.B_const) expect_near("dB_const", problem.dB_const, truth.dB_const, sums);
+  if (shape.C_const) expect_near("dC_const", problem.dC_const, truth.dC_const, sums);
+  if (shape.skip) expect_near("dD", problem.dskip, truth.dskip, sums);
+  if (shape.bias) expect_near("ddelta_bias", problem.dbias, truth.dbias, sums);
+  if (shape.initial) expect_near("dinitial_state", problem.dinitial, truth.dinitial, sums);
+}
+
+// The base row, then rows that change one thing.
+std::vector<std::pair<std::string, ScanShape>> cases() {
+  std::vector<std::pair<std::string, ScanShape>> rows{{"base", {}}};
+  const auto row = [&](const std::string& name, auto change) {
+    ScanShape s;
+    change(s);
+    rows.emplace_back(name, s);
+  };
+  for (const int64_t L : {0, 1, 2, 3, 63, 64, 65, 127, 129}) row("L" + std::to_string(L), [=](auto& s) { s.L = L; });
+  for (const int64_t D : {1, 7, 16, 65, 130}) row("D" + std::to_string(D), [=](auto& s) { s.D = D; });
+  for (const int64_t N : {1, 3, 4, 16, 19, 64}) row("N" + std::to_string(N), [=](auto& s) { s.N = N; });
+  for (const int64_t B : {0, 1, 5, 67}) row("B" + std::to_string(B), [=](auto& s) { s.B = B; });
+  row("groups2", [](auto& s) { s.G = 2; });
+  row("groups_of_one_channel", [](auto& s) { s.G = s.D; });
+  row("zoh", [](auto& s) { s.zoh = true; });
+  row("zoh_tiny_delta", [](auto& s) {
+    s.zoh = true;
+    s.softplus = s.bias = false;
+    s.delta_scale = 1e-8;
+  });
+  row("complex", [](auto& s) { s.complex = true; });
+  row("complex_zoh", [](auto& s) { s.complex = s.zoh = true; });
+  row("complex_zoh_tiny_delta", [](auto& s) {
+    s.complex = s.zoh = true;
+    s.softplus = s.bias = false;
+    s.delta_scale = 1e-8;
+  });
+  row("constant_B", [](auto& s) { s.B_const = true; });
+  row("constant_C", [](auto& s) { s.C_const = true; });
+  row("constant_BC_zoh", [](auto& s) { s.B_const = s.C_const = s.zoh = true; });
+  row("constant_BC_complex", [](auto& s) { s.B_const = s.C_const = s.complex = true; });
+  row("no_skip", [](auto& s) { s.skip = false; });
+  row("no_gate", [](auto& s) { s.gate = false; });
+  row("no_bias", [](auto& s) { s.bias = false; });
+  row("no_softplus", [](auto& s) { s.softplus = s.bias = false; });
+  row("no_initial_state", [](auto& s) { s.initial = false; });
+  row("mask", [](auto& s) { s.mask = true; });
+  row("mask_complex_zoh", [](auto& s) { s.mask = s.complex = s.zoh = true; });
+  row("reverse", [](auto& s) { s.reverse = true; });
+  row("strided", [](auto& s) { s.strided = true; });
+  row("packed", [](auto& s) {
+    s.B = 1;
+    s.L = 200;
+    s.cu_seqlens = {0, 1, 1, 66, 130, 197, 200, 200};
+  });
+  row("packed_reverse_mask", [](auto& s) {
+    s.B = 1;
+    s.L = 200;
+    s.reverse = s.mask = true;
+    s.cu_seqlens = {0, 0, 64, 67, 200};
+  });
+  row("packed_groups_complex", [](auto& s) {
+    s.B = 1;
+    s.L = 100;
+    s.G = 4;
+    s.complex = true;
+    s.cu_seqlens = {0, 31, 100};
+  });
+  return rows;
+}
+
+class SelectiveScan : public testing::TestWithParam<std::pair<std::string, ScanShape>> {};
+
+TEST_P(SelectiveScan, Float32) {
+  compare<float>(GetParam().second, kFloat32Forward, kFloat32Backward);
+}
+TEST_P(SelectiveScan, Float64) {
+  compare<double>(GetParam().second, kFloat64Forward, kFloat64Backward);
+}
+TEST_P(SelectiveScan, BFloat16) {
+  compare<bfloat16>(GetParam().second, kBFloat16, kBFloat16);
+}
+TEST_P(SelectiveScan, Float16) {
+  ScanShape shape = GetParam().second;
+  shape.delta_scale = std::max(shape.delta_scale, 1e-2);  // its normal numbers end at 6e-5
+  compare<float16>(shape, kFloat16, kFloat16);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, testing::ValuesIn(cases()),
+                         [](const auto& test) { return test.param.first; });
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
+  ScanShape shape;
+  shape.B = 5;
+  shape.L = 150;
+  shape.D = 200;
+  ScanProblem<float> one(shape);
+  kernels::cpu::selective_scan_forward(one.forward(1));
+  kernels::cpu::selective_scan_backward(one.backward(1));
+  for (const int64_t threads : {1, 2, 3, 7}) {
+    ScanProblem<float> many(shape);
+    kernels::cpu::selective_scan_forward(many.forward(threads));
+    kernels::cpu::selective_scan_backward(many.backward(threads));
+    EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.final_state, many.final_state)) << threads;
+    EXPECT_TRUE(same_bits(one.du, many.du) && same_bits(one.ddelta, many.ddelta) && same_bits(one.dz, many.dz))
+        << threads;
+    EXPECT_TRUE(same_bits(one.dB_step, many.dB_step) && same_bits(one.dC_step, many.dC_step)) << threads;
+    EXPECT_TRUE(same_bits(one.dA, many.dA) && same_bits(one.dskip, many.dskip) && same_bits(one.dbias, many.dbias))
+        << threads;
+    EXPECT_TRUE(same_bits(one.dinitial, many.dinitial)) << threads;
+  }
+}
+
+TEST(SelectiveScanLimits, ZeroDeltaHoldsTheStateExactly) {
+  ScanShape shape;
+  shape.softplus = shape.bias = false;
+  ScanProblem<float> problem(shape);
+  problem.delta.assign(problem.delta.size(), 0.0f);
+  kernels::cpu::selective_scan_forward(problem.forward());
+  EXPECT_TRUE(same_bits(problem.final_state, problem.initial));
+}
+
+TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    ScanShape shape;
+    shape.gate = false;
+    ScanProblem<float> problem(shape);
+    problem.u[0] = bad;
+    kernels::cpu::selective_scan_forward(problem.forward());
+    EXPECT_FALSE(std::isfinite(problem.y[0]));
+    EXPECT_TRUE(std::isfinite(problem.y[1]));
+    EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
+  }
+}
+
+TEST(SelectiveScanLimits, MaskedStepsAreNotRead) {
+  ScanShape shape;
+  shape.mask = true;
+  ScanProblem<float> clean(shape), dirty(shape);
+  for (int64_t i = 0; i < shape.B * shape.L; ++i)
+    if (!dirty.mask[i]) {
+      for (auto* x : {&dirty.u, &dirty.delta, &dirty.z, &dirty.dy})
+        std::fill_n(x->begin() + i * shape.D, shape.D, std::nanf(""));
+      for (auto* x : {&dirty.B_step, &dirty.C_step}) std::fill_n(x->begin() + i * shape.N, shape.N, std::nanf(""));
+    }
+  kernels::cpu::selective_scan_forward(clean.forward());
+  kernels::cpu::selective_scan_backward(clean.backward());
+  kernels::cpu::selective_scan_forward(dirty.forward());
+  kernels::cpu::selective_scan_backward(dirty.backward());
+  EXPECT_TRUE(same_bits(clean.y, dirty.y) && same_bits(clean.final_state, dirty.final_state));
+  EXPECT_TRUE(same_bits(clean.du, dirty.du) && same_bits(clean.dA, dirty.dA) &&
+              same_bits(clean.dB_step, dirty.dB_step));
+}
+
+}  // namespace
+}  // namespace adder::tests
