@@ -1,0 +1,82 @@
+#include <ATen/ATen.h>
+
+#include "adder/ops/checks.h"
+#include "adder/ops/selective_scan.h"
+#include "adder/ops/selective_scan_schema.h"
+
+namespace adder::ops {
+namespace {
+
+// (exp(x) - 1) / x, by its series near 0; both branches stay finite, so that where() passes clean gradients.
+at::Tensor zoh_factor(const at::Tensor& x) {
+  const at::Tensor small = x.abs() < 0.25;
+  const at::Tensor near = at::where(small, x, at::zeros_like(x)), far = at::where(small, at::ones_like(x), x);
+  at::Tensor series = at::zeros_like(x);
+  double factorial = 1;
+  for (int k = 2; k <= 15; ++k) factorial *= k;
+  for (int k = 14; k >= 0; --k) {
+    series = series * near + 1.0 / factorial;
+    factorial /= k + 1;
+  }
+  return at::where(small, series, (far.exp() - 1) / far);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> selective_scan_composite(const at::Tensor& u_in, const at::Tensor& delta_in,
+                                                            const at::Tensor& A, const at::Tensor& B,
+                                                            const at::Tensor& C, const SelectiveScanOptions& o) {
+  const int64_t channels = u_in.size(2), state = A.size(1), length = u_in.size(1);
+  const int64_t sequences = present(o.cu_seqlens) ? o.cu_seqlens->size(0) - 1 : u_in.size(0);
+  const bool complex = A.is_complex(), zoh = discretization_of(o.discretization) == kernels::Discretization::kZoh;
+  const at::ScalarType real = accumulator_type(u_in.scalar_type());
+  at::Tensor u = u_in.to(real), delta = delta_in.to(real);
+  if (present(o.delta_bias)) delta = delta + *o.delta_bias;
+  if (o.delta_softplus) delta = at::softplus(delta);
+  const at::Tensor valid = present(o.mask) ? o.mask->unsqueeze(2) : at::Tensor();
+  if (valid.defined()) {
+    u = at::where(valid, u, at::zeros_like(u));
+    delta = at::where(valid, delta, at::zeros_like(delta));
+  }
+  // Per-step B and C become (B, L, D, N).
+  const auto per_channel = [&](const at::Tensor& x) {
+    if (x.dim() == 2) return x;
+    at::Tensor wide = x.to(real);
+    if (valid.defined()) wide = at::where(valid.unsqueeze(3), wide, at::zeros_like(wide));
+    if (complex) wide = at::view_as_complex(wide.reshape({wide.size(0), wide.size(1), wide.size(2), state, 2}));
+    return wide.repeat_interleave(channels / x.size(2), 2);
+  };
+  const at::Tensor Bd = per_channel(B), Cd = per_channel(C);
+
+  std::vector<at::Tensor> rows, finals;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t b = present(o.cu_seqlens) ? 0 : s;
+    const int64_t first = present(o.cu_seqlens) ? (*o.cu_seqlens)[s].item<int64_t>() : 0;
+    const int64_t last = present(o.cu_seqlens) ? (*o.cu_seqlens)[s + 1].item<int64_t>() : length;
+    at::Tensor h = present(o.initial_state) ? (*o.initial_state)[s] : at::zeros({channels, state}, A.options());
+    std::vector<at::Tensor> ys(last - first);
+    for (int64_t i = 0; i < last - first; ++i) {
+      const int64_t t = o.reverse ? last - 1 - i : first + i;
+      const at::Tensor step = delta[b][t].unsqueeze(1), x = step * A;  // (D, N)
+      at::Tensor input = (step * u[b][t].unsqueeze(1)) * (Bd.dim() == 2 ? Bd : Bd[b][t]);
+      if (zoh) input = input * zoh_factor(x);
+      h = x.exp() * h + input;
+      const at::Tensor product = ((Cd.dim() == 2 ? Cd : Cd[b][t]) * h).sum(1);
+      ys[t - first] = complex ? 2 * at::real(product) : product;
+    }
+    finals.push_back(h);
+    rows.push_back(ys.empty() ? at::zeros({0, channels}, u.options()) : at::stack(ys));
+  }
+  at::Tensor y;
+  if (present(o.cu_seqlens))
+    y = (rows.empty() ? at::zeros({0, channels}, u.options()) : at::cat(rows)).unsqueeze(0);
+  else
+    y = rows.empty() ? at::zeros({0, length, channels}, u.options()) : at::stack(rows);
+  if (present(o.D)) y = y + u * *o.D;
+  if (present(o.z)) y = y * at::silu(o.z->to(real));
+  if (valid.defined()) y = at::where(valid, y, at::zeros_like(y));
+  const at::Tensor final_state = finals.empty() ? at::zeros({0, channels, state}, A.options()) : at::stack(finals);
+  return {y.to(u_in.scalar_type()), final_state};
+}
+
+}  // namespace adder::ops
