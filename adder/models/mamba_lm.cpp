@@ -1,0 +1,128 @@
+#include "adder/models/mamba_lm.h"
+
+#include <torch/torch.h>
+
+#include "adder/core/error.h"
+#include "adder/nn/parameters.h"
+#include "adder/ops/linear_cross_entropy.h"
+
+namespace adder::models {
+
+void MambaLMOptions::visit(core::FieldVisitor& v) {
+  v.field("d_model", d_model, "width of the residual stream", {.min = 1});
+  v.field("n_layer", n_layer, "number of blocks", {.min = 1});
+  v.field("vocab_size", vocab_size, "number of tokens", {.min = 1});
+  v.field("pad_vocab_size_multiple", pad_vocab_size_multiple, "the embedding's rows are padded to a multiple of this",
+          {.min = 1});
+  v.field("tie_embeddings", tie_embeddings, "the head is the embedding");
+  v.choice("norm", norm, "RMSNorm or LayerNorm", {"rms", "layer"});
+  v.field("norm_eps", norm_eps, "its epsilon", {.min = 0});
+  v.field("residual_dropout", residual_dropout, "share of each block's output that is dropped in training",
+          {.min = 0, .max = 0.999});
+  v.field("embedding_dropout", embedding_dropout, "share of the embedding's output that is dropped in training",
+          {.min = 0, .max = 0.999});
+  v.group("mixer", mixer, "the selective SSM block");
+}
+
+int64_t MambaLMOptions::padded_vocab() const {
+  return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;
+}
+
+LMState LMState::detach() const {
+  LMState out;
+  for (const nn::MambaState& layer : layers) out.layers.push_back(layer.detach());
+  return out;
+}
+
+LMState LMState::select(const torch::Tensor& index) const {
+  LMState out;
+  for (const nn::MambaState& layer : layers)
+    out.layers.push_back({layer.conv.index_select(0, index), layer.ssm.index_select(0, index)});
+  return out;
+}
+
+int64_t LMState::bytes() const {
+  int64_t sum = 0;
+  for (const nn::MambaState& layer : layers)
+    for (const torch::Tensor& t : {layer.conv, layer.ssm})
+      if (t.defined()) sum += static_cast<int64_t>(t.nbytes());
+  return sum;
+}
+
+MambaLMImpl::MambaLMImpl(const MambaLMOptions& options) : options_(options) {
+  const auto backbone = register_module("backbone", std::make_shared<nn::ParametersImpl>());
+  const auto part = [](torch::nn::Module& parent, const std::string& name) {
+    auto child = std::make_shared<nn::ParametersImpl>();
+    return parent.register_module(name, child);
+  };
+  const int64_t rows = options.padded_vocab();
+  embedding_ = part(*backbone, "embedding")->add("weight", torch::randn({rows, options.d_model}) * 0.02);
+  const auto layers = part(*backbone, "layers");
+  for (int64_t i = 0; i < options.n_layer; ++i)
+    blocks_.push_back(layers->register_module(
+        std::to_string(i), nn::Block(options.d_model, options.mixer, options.n_layer, options.norm, options.norm_eps,
+                                     options.residual_dropout)));
+  norm_ = backbone->register_module("norm_f", nn::Norm(options.d_model, options.norm, options.norm_eps));
+  // A tied head is the embedding itself: registered twice it would be counted and updated twice.
+  if (!options.tie_embeddings)
+    head_ = part(*this, "lm_head")->add("weight", nn::uniform_fan_in({rows, options.d_model}, options.d_model));
+}
+
+std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, const LMState& state,
+                                                      const nn::SequenceInfo& sequence) {
+  ADDER_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong,
+              "MambaLM: ids must be int64 of shape (B, L), got {} of shape ({})", torch::toString(ids.scalar_type()),
+              fmt::join(ids.sizes().vec(), ", "));
+  ADDER_CHECK(state.layers.empty() || static_cast<int64_t>(state.layers.size()) == options_.n_layer,
+              "MambaLM: a state of {} layers does not fit a model of {}", state.layers.size(), options_.n_layer);
+  torch::Tensor x = torch::embedding(embedding_, ids);
+  if (options_.embedding_dropout > 0 && is_training()) x = torch::dropout(x, options_.embedding_dropout, true);
+  torch::Tensor residual;
+  LMState after;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    auto out =
+        blocks_[i]->forward(x, residual, type_, state.layers.empty() ? nn::MambaState() : state.layers[i], sequence);
+    x = out.x;
+    residual = out.residual;
+    after.layers.push_back(std::move(out.state));
+  }
+  return {norm_->forward(x, residual, type_).first, after};
+}
+
+torch::Tensor MambaLMImpl::logits(const torch::Tensor& hidden) {
+  return nn::linear(hidden, head()).narrow(-1, 0, options_.vocab_size);
+}
+
+std::pair<torch::Tensor, LMState> MambaLMImpl::forward(const torch::Tensor& ids, const LMState& state,
+                                                       const nn::SequenceInfo& sequence) {
+  auto [h, after] = hidden(ids, state, sequence);
+  return {logits(h), after};
+}
+
+MambaLMImpl::Loss MambaLMImpl::loss(const torch::Tensor& ids, const torch::Tensor& targets, const LMState& state,
+                                    const nn::SequenceInfo& sequence) {
+  ADDER_CHECK(targets.sizes() == ids.sizes(), "MambaLM: targets must have the shape of ids, ({}), got ({})",
+              fmt::join(ids.sizes().vec(), ", "), fmt::join(targets.sizes().vec(), ", "));
+  auto [h, after] = hidden(ids, state, sequence);
+  auto [mean, each, predictions] = ops::linear_cross_entropy(h.reshape({-1, options_.d_model}), head(),
+                                                             targets.reshape({-1}), {.vocab = options_.vocab_size});
+  return {mean, each, predictions, after};
+}
+
+void MambaLMImpl::cast_weights(torch::ScalarType type) {
+  const torch::NoGradGuard no_grad;
+  const std::string large[] = {"in_proj.weight",  "x_proj.weight",    "dt_proj.weight",
+                               "out_proj.weight", "embedding.weight", "lm_head.weight"};
+  for (auto& parameter : named_parameters())
+    for (const std::string& suffix : large)
+      if (parameter.key().ends_with(suffix)) parameter.value().set_data(parameter.value().to(type));
+  type_ = type;
+}
+
+int64_t MambaLMImpl::parameter_count() const {
+  int64_t count = 0;
+  for (const torch::Tensor& parameter : parameters()) count += parameter.numel();
+  return count;
+}
+
+}  // namespace adder::models

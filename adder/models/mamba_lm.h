@@ -1,0 +1,82 @@
+#pragma once
+
+#include <vector>
+
+#include "adder/nn/block.h"
+
+namespace adder::models {
+
+struct MambaLMOptions {
+  int64_t d_model = 64;
+  int64_t n_layer = 2;
+  int64_t vocab_size = 256;
+  int64_t pad_vocab_size_multiple = 8;
+  bool tie_embeddings = true;
+  std::string norm = "rms";
+  double norm_eps = 1e-5;
+  double residual_dropout = 0;
+  double embedding_dropout = 0;
+  nn::MambaOptions mixer;
+
+  void visit(core::FieldVisitor& v);
+  int64_t padded_vocab() const;
+};
+
+// The recurrent state of all layers. An empty list stands for zeros.
+struct LMState {
+  std::vector<nn::MambaState> layers;
+
+  LMState detach() const;
+  // The rows `index` (int64) of each tensor, as when sequences of a batch end or are copied.
+  LMState select(const torch::Tensor& index) const;
+  int64_t bytes() const;
+};
+
+// A language model of Mamba blocks: embedding, n_layer pre-norm blocks, final norm, head (tied to the embedding or
+// not). Parameter names are those of the published checkpoints. Activations are computed in `type`, parameters stay as
+// they are.
+class MambaLMImpl : public torch::nn::Module {
+ public:
+  explicit MambaLMImpl(const MambaLMOptions& options);
+
+  // ids (B, L) int64 in [0, vocab_size), to the final norm's output (B, L, d_model) and the state after.
+  std::pair<torch::Tensor, LMState> hidden(const torch::Tensor& ids, const LMState& state = {},
+                                           const nn::SequenceInfo& sequence = {});
+  // (..., d_model) to logits (..., vocab_size).
+  torch::Tensor logits(const torch::Tensor& hidden);
+  // ids (B, L) to logits (B, L, vocab_size) and the state after.
+  std::pair<torch::Tensor, LMState> forward(const torch::Tensor& ids, const LMState& state = {},
+                                            const nn::SequenceInfo& sequence = {});
+
+  struct Loss {
+    torch::Tensor mean;         // () over the targets that are not ignored, nats
+    torch::Tensor each;         // (M) without gradient
+    torch::Tensor predictions;  // (M) int64
+    LMState state;
+  };
+  // targets (B, L) int64, -100: ignored. Logits of the whole batch are never in memory.
+  Loss loss(const torch::Tensor& ids, const torch::Tensor& targets, const LMState& state = {},
+            const nn::SequenceInfo& sequence = {});
+
+  // The type of activations: float32, float64, bfloat16 or float16; parameters are cast on use.
+  void set_activation_type(torch::ScalarType type) { type_ = type; }
+  torch::ScalarType activation_type() const { return type_; }
+  // For inference: keeps the large matrices in `type`; A, D, biases, norms and convolution stay float32. Also sets the
+  // activations.
+  void cast_weights(torch::ScalarType type);
+
+  const MambaLMOptions& options() const { return options_; }
+  int64_t parameter_count() const;
+
+ private:
+  torch::Tensor head() const { return head_.defined() ? head_ : embedding_; }
+
+  MambaLMOptions options_;
+  torch::ScalarType type_ = torch::kFloat;
+  torch::Tensor embedding_, head_;
+  std::vector<nn::Block> blocks_;
+  nn::Norm norm_{nullptr};
+};
+TORCH_MODULE(MambaLM);
+
+}  // namespace adder::models

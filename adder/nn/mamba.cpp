@@ -1,0 +1,181 @@
+#include "adder/nn/mamba.h"
+
+#include <torch/torch.h>
+
+#include <charconv>
+
+#include "adder/core/error.h"
+#include "adder/nn/parameters.h"
+#include "adder/ops/causal_conv1d.h"
+#include "adder/ops/selective_scan.h"
+
+namespace adder::nn {
+namespace {
+
+// softplus^-1 of step sizes drawn log-uniformly from [dt_min, dt_max], as the published code has it (the paper's text
+// says uniform).
+torch::Tensor initial_dt_bias(int64_t d_inner, const MambaOptions& o) {
+  const torch::Tensor log_dt = torch::rand({d_inner}) * (std::log(o.dt_max) - std::log(o.dt_min)) + std::log(o.dt_min);
+  const torch::Tensor dt = log_dt.exp().clamp_min(o.dt_init_floor);
+  return dt + torch::log(-torch::expm1(-dt));
+}
+
+// -Re(A) (D, N) of the initialisations of table 8.
+torch::Tensor initial_decay(int64_t d_inner, const MambaOptions& o) {
+  if (o.A_init == "s4d-real") return torch::arange(1, o.d_state + 1, torch::kFloat).repeat({d_inner, 1});
+  if (o.A_init == "s4d-lin") return torch::full({d_inner, o.d_state}, 0.5f);
+  return torch::randn({d_inner, o.d_state}).exp();
+}
+
+torch::Tensor initial_frequency(int64_t d_inner, const MambaOptions& o) {
+  if (o.A_init == "s4d-real") return torch::zeros({d_inner, o.d_state});
+  if (o.A_init == "s4d-lin") return torch::arange(0, o.d_state, torch::kFloat).repeat({d_inner, 1});
+  return torch::randn({d_inner, o.d_state});
+}
+
+torch::Tensor without_mean_square(const torch::Tensor& x, double eps) {
+  const torch::Tensor wide = x.to(x.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat);
+  return (wide * torch::rsqrt(wide.square().mean(-1, true) + eps)).to(x.scalar_type());
+}
+
+}  // namespace
+
+void MambaOptions::visit(core::FieldVisitor& v) {
+  v.field("d_state", d_state, "states per channel, N", {.min = 1});
+  v.field("d_conv", d_conv, "width of the causal convolution", {.min = 1});
+  v.field("expand", expand, "inner channels per model channel, E", {.min = 1});
+  v.field("dt_rank", dt_rank,
+          "rank of the delta projection: auto (d_model / 16, rounded up), a number, or none (delta constant)");
+  v.field("selective_B", selective_B, "B depends on the input");
+  v.field("selective_C", selective_C, "C depends on the input");
+  v.choice("A_init", A_init,
+           "A_n = -(n + 1), -1/2 + n i, or -exp(normal) + normal i; the imaginary part only where complex",
+           {"s4d-real", "s4d-lin", "random"});
+  v.field("complex", complex, "complex states");
+  v.choice("discretization", discretization,
+           "Bbar = delta B (euler, as the published models) or the exact zero-order hold (zoh)", {"euler", "zoh"});
+  v.field("dt_min", dt_min, "smallest initial step size", {.min = 0, .open_min = true});
+  v.field("dt_max", dt_max, "largest initial step size", {.min = 0, .open_min = true});
+  v.choice("dt_init", dt_init, "initial weights of the delta projection", {"random", "constant"});
+  v.field("dt_scale", dt_scale, "their scale, times rank^-1/2", {.min = 0});
+  v.field("dt_init_floor", dt_init_floor, "initial step sizes are not below this", {.min = 0, .open_min = true});
+  v.field("conv_bias", conv_bias, "the convolution has a bias");
+  v.field("bias", bias, "in_proj and out_proj have biases");
+  v.choice("inner_norm", inner_norm, "RMS norm without weights on B, C and the low-rank delta", {"none", "rms"});
+  v.field("inner_norm_eps", inner_norm_eps, "its epsilon", {.min = 0});
+}
+
+int64_t MambaOptions::rank(int64_t d_model) const {
+  if (dt_rank == "auto") return (d_model + 15) / 16;
+  if (dt_rank == "none") return 0;
+  int64_t value = 0;
+  const char* end = dt_rank.data() + dt_rank.size();
+  const auto [stop, error] = std::from_chars(dt_rank.data(), end, value);
+  ADDER_CHECK(error == std::errc() && stop == end && value >= 1,
+              "dt_rank must be \"auto\", \"none\" or a whole number >= 1, got \"{}\"", dt_rank);
+  return value;
+}
+
+MambaState MambaState::detach() const {
+  return {conv.defined() ? conv.detach() : conv, ssm.defined() ? ssm.detach() : ssm};
+}
+
+MambaImpl::MambaImpl(int64_t d_model, const MambaOptions& options, int64_t n_layer)
+    : options_(options),
+      d_model_(d_model),
+      d_inner_(options.expand * d_model),
+      rank_(options.rank(d_model)),
+      values_(options.complex ? 2 * options.d_state : options.d_state) {
+  ADDER_CHECK(d_model >= 1, "Mamba: d_model must be at least 1, got {}", d_model);
+  ADDER_CHECK(options.dt_max >= options.dt_min, "Mamba: dt_max must not be below dt_min, got {} and {}", options.dt_max,
+              options.dt_min);
+  const auto part = [&](const char* name) { return register_module(name, std::make_shared<ParametersImpl>()); };
+  const auto in_proj = part("in_proj");
+  in_weight_ = in_proj->add("weight", uniform_fan_in({2 * d_inner_, d_model}, d_model));
+  if (options.bias) in_bias_ = in_proj->add("bias", torch::zeros({2 * d_inner_}));
+  const auto conv = part("conv1d");
+  conv_weight_ = conv->add("weight", uniform_fan_in({d_inner_, 1, options.d_conv}, options.d_conv));
+  if (options.conv_bias) conv_bias_ = conv->add("bias", uniform_fan_in({d_inner_}, options.d_conv));
+  const int64_t selected = rank_ + values_ * (options.selective_B + options.selective_C);
+  if (selected > 0) x_weight_ = part("x_proj")->add("weight", uniform_fan_in({selected, d_inner_}, d_inner_));
+  const auto dt_proj = part("dt_proj");
+  if (rank_ > 0) {
+    const double scale = options.dt_scale / std::sqrt(static_cast<double>(rank_));
+    const torch::Tensor weight = torch::empty({d_inner_, rank_});
+    dt_weight_ =
+        dt_proj->add("weight", options.dt_init == "constant" ? weight.fill_(scale) : weight.uniform_(-scale, scale));
+  }
+  dt_bias_ = dt_proj->add("bias", initial_dt_bias(d_inner_, options));
+  A_log_ = register_parameter("A_log", initial_decay(d_inner_, options).log());
+  if (options.complex) A_imag_ = register_parameter("A_imag", initial_frequency(d_inner_, options));
+  // Constant B and C as in S4D: ones, and normal values of unit variance.
+  if (!options.selective_B) {
+    torch::Tensor ones = torch::ones({d_inner_, options.d_state});
+    B_ = register_parameter("B", options.complex ? torch::stack({ones, torch::zeros_like(ones)}, -1) : ones);
+  }
+  if (!options.selective_C)
+    C_ = register_parameter("C", options.complex ? torch::randn({d_inner_, options.d_state, 2}) * std::sqrt(0.5)
+                                                 : torch::randn({d_inner_, options.d_state}));
+  D_ = register_parameter("D", torch::ones({d_inner_}));
+  const auto out_proj = part("out_proj");
+  out_weight_ =
+      out_proj->add("weight", uniform_fan_in({d_model, d_inner_}, d_inner_) / std::sqrt(static_cast<double>(n_layer)));
+  if (options.bias) out_bias_ = out_proj->add("bias", torch::zeros({d_model}));
+}
+
+torch::Tensor MambaImpl::A() const {
+  const torch::Tensor decay = -A_log_.exp();
+  return options_.complex ? torch::complex(decay, A_imag_) : decay;
+}
+
+torch::Tensor MambaImpl::constant(const torch::Tensor& parameter) const {
+  return options_.complex ? torch::view_as_complex(parameter) : parameter;
+}
+
+std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, const MambaState& state,
+                                                        const SequenceInfo& sequence) {
+  ADDER_CHECK(x.dim() == 3 && x.size(2) == d_model_,
+              "Mamba: x must have shape (B, L, d_model) with d_model = {}, got ({})", d_model_,
+              fmt::join(x.sizes().vec(), ", "));
+  const auto optional = [](const torch::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
+  const std::vector<torch::Tensor> halves = linear(x, in_weight_, in_bias_).split(d_inner_, 2);
+
+  ops::CausalConv1dOptions conv;
+  conv.activation = "silu";
+  conv.initial_window = optional(state.conv);
+  conv.mask = sequence.mask;
+  conv.cu_seqlens = sequence.cu_seqlens;
+  conv.reverse = sequence.reverse;
+  const auto [u, window] = ops::causal_conv1d(halves[0], conv_weight_.squeeze(1), optional(conv_bias_), conv);
+
+  torch::Tensor delta, B = B_.defined() ? constant(B_) : B_, C = C_.defined() ? constant(C_) : C_;
+  if (x_weight_.defined()) {
+    std::vector<int64_t> sizes;
+    if (rank_ > 0) sizes.push_back(rank_);
+    if (options_.selective_B) sizes.push_back(values_);
+    if (options_.selective_C) sizes.push_back(values_);
+    std::vector<torch::Tensor> parts = linear(u, x_weight_).split_with_sizes(sizes, 2);
+    if (options_.inner_norm == "rms")
+      for (torch::Tensor& part : parts) part = without_mean_square(part, options_.inner_norm_eps);
+    size_t next = 0;
+    if (rank_ > 0) delta = linear(parts[next++], dt_weight_);
+    if (options_.selective_B) B = parts[next++].unsqueeze(2);
+    if (options_.selective_C) C = parts[next++].unsqueeze(2);
+  }
+  if (!delta.defined()) delta = torch::zeros({1, 1, 1}, u.options()).expand_as(u);
+
+  ops::SelectiveScanOptions scan;
+  scan.D = D_;
+  scan.z = halves[1];
+  scan.delta_bias = dt_bias_;
+  scan.delta_softplus = true;
+  scan.discretization = options_.discretization;
+  scan.initial_state = optional(state.ssm);
+  scan.mask = sequence.mask;
+  scan.cu_seqlens = sequence.cu_seqlens;
+  scan.reverse = sequence.reverse;
+  const auto [y, ssm] = ops::selective_scan(u, delta, A(), B, C, scan);
+  return {linear(y, out_weight_, out_bias_), {window, ssm}};
+}
+
+}  // namespace adder::nn

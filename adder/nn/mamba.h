@@ -1,0 +1,79 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "adder/core/options.h"
+
+namespace adder::nn {
+
+// The choices of one selective SSM block (arXiv 2312.00752, sections 3.2 to 3.6; the ablations of section 4.6).
+struct MambaOptions {
+  int64_t d_state = 16;
+  int64_t d_conv = 4;
+  int64_t expand = 2;
+  std::string dt_rank = "auto";  // "auto": ceil(d_model / 16); a number; "none": delta does not depend on the input
+  bool selective_B = true;
+  bool selective_C = true;
+  std::string A_init = "s4d-real";
+  bool complex = false;
+  std::string discretization = "euler";
+  double dt_min = 1e-3;
+  double dt_max = 0.1;
+  std::string dt_init = "random";
+  double dt_scale = 1.0;
+  double dt_init_floor = 1e-4;
+  bool conv_bias = true;
+  bool bias = false;
+  std::string inner_norm = "none";
+  double inner_norm_eps = 1e-6;
+
+  void visit(core::FieldVisitor& v);
+  // What dt_rank stands for; 0 for "none".
+  int64_t rank(int64_t d_model) const;
+};
+
+// The recurrent state of one block; undefined tensors stand for zeros.
+struct MambaState {
+  torch::Tensor conv;  // (S, K - 1, D) the last inputs of the convolution, oldest first
+  torch::Tensor ssm;   // (S, D, N)
+
+  MambaState detach() const;
+};
+
+// Which steps of a (B, L) batch belong together.
+struct SequenceInfo {
+  std::optional<torch::Tensor> mask = {};        // (B, L) bool: false steps are skipped
+  std::optional<torch::Tensor> cu_seqlens = {};  // (S + 1) int64 on the CPU, B = 1: packed sequences
+  bool reverse = false;
+};
+
+// The Mamba block: in_proj, causal convolution with SiLU, selective SSM gated by SiLU(z), out_proj. Parameters carry
+// the names of the published checkpoints. Initialised on construction; `n_layer` scales out_proj by 1/sqrt(n_layer).
+class MambaImpl : public torch::nn::Module {
+ public:
+  MambaImpl(int64_t d_model, const MambaOptions& options, int64_t n_layer = 1);
+
+  // x (B, L, d_model) and the state before it, to y (B, L, d_model) and the state after it; any L from 0.
+  std::pair<torch::Tensor, MambaState> forward(const torch::Tensor& x, const MambaState& state = {},
+                                               const SequenceInfo& sequence = {});
+
+  int64_t d_inner() const { return d_inner_; }
+  const MambaOptions& options() const { return options_; }
+
+ private:
+  torch::Tensor A() const;
+  torch::Tensor constant(const torch::Tensor& parameter) const;
+
+  MambaOptions options_;
+  int64_t d_model_, d_inner_, rank_, values_;  // values: reals in a per-step B or C, N or 2 N
+  torch::Tensor in_weight_, in_bias_, conv_weight_, conv_bias_, x_weight_, dt_weight_, dt_bias_;
+  torch::Tensor A_log_, A_imag_, B_, C_, D_, out_weight_, out_bias_;
+};
+TORCH_MODULE(Mamba);
+
+}  // namespace adder::nn
