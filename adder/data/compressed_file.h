@@ -1,0 +1,13 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace adder::data {
+
+// The whole content of a file; the suffixes .xz, .gz and .zst are decompressed (also several members one after
+// another), any other name is plain. A missing, unreadable, empty, truncated or corrupt file is an error that names the
+// path and, inside it, the byte position.
+std::string read_file(const std::filesystem::path& path);
+
+}  // namespace adder::data
