@@ -77,6 +77,7 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, 
               "MambaLM: a state of {} layers does not fit a model of {}", state.layers.size(), options_.n_layer);
   torch::Tensor x = torch::embedding(embedding_, ids);
   if (options_.embedding_dropout > 0 && is_training()) x = torch::dropout(x, options_.embedding_dropout, true);
+  if (probe_) probe_("backbone.embedding", x);
   torch::Tensor residual;
   LMState after;
   for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -84,9 +85,12 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, 
         blocks_[i]->forward(x, residual, type_, state.layers.empty() ? nn::MambaState() : state.layers[i], sequence);
     x = out.x;
     residual = out.residual;
+    if (probe_) probe_("backbone.layers." + std::to_string(i), x);
     after.layers.push_back(std::move(out.state));
   }
-  return {norm_->forward(x, residual, type_).first, after};
+  const torch::Tensor normed = norm_->forward(x, residual, type_).first;
+  if (probe_) probe_("backbone.norm_f", normed);
+  return {normed, after};
 }
 
 torch::Tensor MambaLMImpl::logits(const torch::Tensor& hidden) {

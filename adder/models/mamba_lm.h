@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "adder/nn/block.h"
@@ -65,6 +66,10 @@ class MambaLMImpl : public torch::nn::Module {
   // activations.
   void cast_weights(torch::ScalarType type);
 
+  // Called with the name and output of each part in hidden(): for looking inside.
+  using Probe = std::function<void(const std::string& name, const torch::Tensor& output)>;
+  void set_probe(Probe probe) { probe_ = std::move(probe); }
+
   const MambaLMOptions& options() const { return options_; }
   int64_t parameter_count() const;
 
@@ -75,6 +80,7 @@ class MambaLMImpl : public torch::nn::Module {
   torch::ScalarType type_ = torch::kFloat;
   torch::Tensor embedding_, head_;
   std::vector<nn::Block> blocks_;
+  Probe probe_;
   nn::Norm norm_{nullptr};
 };
 TORCH_MODULE(MambaLM);

@@ -1,0 +1,51 @@
+#include "adder/models/load.h"
+
+#include <torch/torch.h>
+
+#include <map>
+
+#include "adder/core/error.h"
+#include "adder/core/options_io.h"
+#include "adder/weights/checkpoint_folder.h"
+
+namespace adder::models {
+
+void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                     const std::string& where) {
+  std::map<std::string, torch::Tensor> given(tensors.begin(), tensors.end());
+  std::vector<std::pair<torch::Tensor, torch::Tensor>> copies;
+  std::string faults;
+  for (auto& parameter : model.named_parameters()) {
+    const auto found = given.find(parameter.key());
+    if (found == given.end()) {
+      faults += fmt::format("\n  missing: {}", parameter.key());
+      continue;
+    }
+    if (found->second.sizes() != parameter.value().sizes())
+      faults +=
+          fmt::format("\n  {}: must have shape ({}), got ({})", parameter.key(),
+                      fmt::join(parameter.value().sizes().vec(), ", "), fmt::join(found->second.sizes().vec(), ", "));
+    copies.emplace_back(parameter.value(), found->second);
+    given.erase(found);
+  }
+  for (const auto& [name, tensor] : given) faults += fmt::format("\n  surplus: {}", name);
+  ADDER_CHECK(faults.empty(), "{}: the tensors do not fit the model:{}", where, faults);
+  const torch::NoGradGuard no_grad;
+  for (auto& [to, from] : copies) to.copy_(from);
+}
+
+LoadedModel load_model(const std::filesystem::path& path, bool best) {
+  const std::filesystem::path found = weights::resolve_checkpoint(path, best);
+  const weights::CheckpointFolder folder(found);
+  const nlohmann::ordered_json& state = folder.state();
+  ADDER_CHECK(state.contains("config") && state["config"].is_object() && state["config"].contains("model"),
+              "{}: holds no model configuration", found.string());
+  MambaLMOptions options;
+  core::from_json(options, state["config"]["model"], found.string() + ": config.model");
+  LoadedModel loaded{MambaLM(options), state};
+  load_parameters(*loaded.model, folder.tensors(kModelFile), found.string());
+  loaded.model->eval();
+  return loaded;
+}
+
+}  // namespace adder::models

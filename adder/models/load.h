@@ -1,0 +1,26 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "adder/models/mamba_lm.h"
+
+namespace adder::models {
+
+inline constexpr const char* kModelFile = "model.safetensors";
+
+// Copies tensors by name into the model's parameters. Missing, surplus and misshapen ones are one error that lists
+// them; nothing is copied then. `where` begins the message.
+void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                     const std::string& where);
+
+struct LoadedModel {
+  MambaLM model{nullptr};
+  nlohmann::ordered_json state;  // of the checkpoint: step, config, ...
+};
+
+// A checkpoint folder, or a run folder, of which `best` takes the best checkpoint and otherwise the newest that is
+// whole.
+LoadedModel load_model(const std::filesystem::path& path, bool best = false);
+
+}  // namespace adder::models

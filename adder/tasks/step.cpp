@@ -1,0 +1,84 @@
+#include "adder/tasks/step.h"
+
+#include <torch/torch.h>
+
+#include "adder/core/error.h"
+#include "adder/data/sampler.h"
+
+namespace adder::tasks {
+namespace {
+
+// Spreads the rows' states over the segments: the first segment of a row goes on from the row's state, the others from
+// zeros.
+models::LMState to_segments(const models::LMState& rows, const torch::Tensor& first, int64_t segments) {
+  models::LMState out;
+  for (const nn::MambaState& layer : rows.layers) {
+    const auto spread = [&](const torch::Tensor& t) {
+      std::vector<int64_t> sizes = t.sizes().vec();
+      sizes[0] = segments;
+      return torch::zeros(sizes, t.options()).index_copy(0, first, t);
+    };
+    out.layers.push_back({spread(layer.conv), spread(layer.ssm)});
+  }
+  return out;
+}
+
+models::MambaLMImpl::Loss packed_loss(models::MambaLMImpl& model, const TaskBatch& batch,
+                                      const models::LMState& state) {
+  const int64_t rows = batch.input.size(0), length = batch.input.size(1);
+  nn::SequenceInfo sequence;
+  sequence.cu_seqlens = data::segment_offsets(batch.starts);
+  const torch::Tensor row_begins = torch::arange(0, rows, torch::kLong) * length;
+  const torch::Tensor first = torch::searchsorted(*sequence.cu_seqlens, row_begins);
+  const int64_t segments = sequence.cu_seqlens->size(0) - 1;
+  // A row that begins with a document begins from zeros as well.
+  models::LMState initial;
+  if (!state.layers.empty()) {
+    const torch::Tensor keep = batch.starts.select(1, 0).logical_not().to(torch::kFloat).reshape({rows, 1, 1});
+    models::LMState kept;
+    for (const nn::MambaState& layer : state.layers) kept.layers.push_back({layer.conv * keep, layer.ssm * keep});
+    initial = to_segments(kept, first, segments);
+  }
+  auto loss =
+      model.loss(batch.input.reshape({1, rows * length}), batch.target.reshape({1, rows * length}), initial, sequence);
+  const torch::Tensor last = torch::cat({first.slice(0, 1), torch::full({1}, segments, torch::kLong)}) - 1;
+  loss.state = loss.state.select(last);
+  return loss;
+}
+
+}  // namespace
+
+models::MambaLMImpl::Loss batch_loss(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state) {
+  if (batch.starts.defined()) return packed_loss(model, batch, state);
+  return model.loss(batch.input, batch.target, state);
+}
+
+Evaluation evaluate(models::MambaLMImpl& model, BatchSource& source) {
+  const torch::NoGradGuard no_grad;
+  const bool training = model.is_training();
+  model.eval();
+  Evaluation result;
+  double loss = 0;
+  int64_t right = 0, right_sequences = 0;
+  models::LMState state;
+  while (const std::optional<TaskBatch> batch = source.next()) {
+    if (batch->fresh) state = {};
+    const auto out = batch_loss(model, *batch, state);
+    state = out.state;
+    const torch::Tensor target = batch->target.reshape({-1}), scored = target != kIgnored;
+    const torch::Tensor correct = out.predictions == target;
+    loss += out.each.to(torch::kDouble).sum().item<double>();
+    result.targets += scored.sum().item<int64_t>();
+    right += (correct & scored).sum().item<int64_t>();
+    right_sequences += (correct | scored.logical_not()).reshape(batch->target.sizes()).all(1).sum().item<int64_t>();
+    result.sequences += batch->target.size(0);
+  }
+  model.train(training);
+  ADDER_CHECK(result.targets > 0, "evaluation: the data hold no target");
+  result.loss = loss / static_cast<double>(result.targets);
+  result.accuracy = static_cast<double>(right) / static_cast<double>(result.targets);
+  result.sequence_accuracy = static_cast<double>(right_sequences) / static_cast<double>(result.sequences);
+  return result;
+}
+
+}  // namespace adder::tasks

@@ -1,0 +1,94 @@
+#include "adder/train/adamw.h"
+
+#include <ATen/ops/_fused_adamw.h>
+#include <torch/torch.h>
+
+#include <map>
+
+#include "adder/core/error.h"
+
+namespace adder::train {
+
+bool is_decayed(const std::string& name) {
+  for (const char* end :
+       {"A_log", "A_imag", ".D", ".B", ".C", "bias", "norm.weight", "norm_f.weight", "embedding.weight"})
+    if (name.ends_with(end)) return false;
+  return true;
+}
+
+AdamW::AdamW(const torch::nn::Module& model, const OptimizerOptions& options) : options_(options) {
+  groups_[0].weight_decay = options.weight_decay;
+  groups_[1].weight_decay = 0;
+  for (const auto& parameter : model.named_parameters()) {
+    Group& group = groups_[is_decayed(parameter.key()) ? 0 : 1];
+    group.names.push_back(parameter.key());
+    group.parameters.push_back(parameter.value());
+    group.first.push_back(torch::zeros_like(parameter.value()));
+    group.second.push_back(torch::zeros_like(parameter.value()));
+    group.steps.push_back(torch::zeros({}, torch::kFloat));
+  }
+}
+
+void AdamW::zero_grad() {
+  for (Group& group : groups_)
+    for (torch::Tensor& parameter : group.parameters) parameter.mutable_grad() = torch::Tensor();
+}
+
+double AdamW::gradient_norm() const {
+  double sum = 0;
+  for (const Group& group : groups_)
+    for (const torch::Tensor& parameter : group.parameters)
+      if (parameter.grad().defined()) {
+        const auto norm = parameter.grad().norm().item<double>();
+        sum += norm * norm;
+      }
+  return std::sqrt(sum);
+}
+
+void AdamW::step(double lr, double norm) {
+  const torch::NoGradGuard no_grad;
+  std::optional<torch::Tensor> scale;  // the kernel divides gradients by it
+  if (options_.clip > 0 && norm > options_.clip) scale = torch::full({}, norm / options_.clip, torch::kFloat);
+  for (Group& group : groups_) {
+    std::vector<torch::Tensor> parameters, grads, first, second, steps;
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      if (!group.parameters[i].grad().defined()) continue;
+      parameters.push_back(group.parameters[i]);
+      grads.push_back(group.parameters[i].grad());
+      first.push_back(group.first[i]);
+      second.push_back(group.second[i]);
+      steps.push_back(group.steps[i]);
+      group.steps[i] += 1;
+    }
+    if (parameters.empty()) continue;
+    at::_fused_adamw_(parameters, grads, first, second, {}, steps, lr, options_.beta1, options_.beta2,
+                      group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false, scale,
+                      /*found_inf=*/std::nullopt);
+  }
+}
+
+std::vector<std::pair<std::string, torch::Tensor>> AdamW::named_state() const {
+  std::vector<std::pair<std::string, torch::Tensor>> state;
+  for (const Group& group : groups_)
+    for (size_t i = 0; i < group.names.size(); ++i) {
+      state.emplace_back("adamw.first." + group.names[i], group.first[i]);
+      state.emplace_back("adamw.second." + group.names[i], group.second[i]);
+      state.emplace_back("adamw.step." + group.names[i], group.steps[i]);
+    }
+  return state;
+}
+
+void AdamW::load_state(const std::vector<std::pair<std::string, torch::Tensor>>& state) {
+  const torch::NoGradGuard no_grad;
+  const std::map<std::string, torch::Tensor> saved(state.begin(), state.end());
+  for (auto& [name, tensor] : named_state()) {
+    const auto found = saved.find(name);
+    ADDER_CHECK(found != saved.end(), "checkpoint: the optimizer's tensor '{}' is missing", name);
+    ADDER_CHECK(found->second.sizes() == tensor.sizes(),
+                "checkpoint: the optimizer's tensor '{}' must have shape ({}), got ({})", name,
+                fmt::join(tensor.sizes().vec(), ", "), fmt::join(found->second.sizes().vec(), ", "));
+    tensor.copy_(found->second);
+  }
+}
+
+}  // namespace adder::train

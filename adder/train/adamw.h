@@ -1,0 +1,42 @@
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "adder/train/options.h"
+
+namespace adder::train {
+
+// Weight decay pulls at matrices only: not at A_log, A_imag, D, constant B and C, biases, norms and the embedding.
+bool is_decayed(const std::string& parameter_name);
+
+// AdamW over ATen's fused kernel. Moments are float32 and start at zero.
+class AdamW {
+ public:
+  AdamW(const torch::nn::Module& model, const OptimizerOptions& options);
+
+  void zero_grad();
+  // The norm of the whole gradient, in double.
+  double gradient_norm() const;
+  // One update; `norm` is gradient_norm(), by which the gradient is clipped.
+  void step(double lr, double norm);
+
+  // Moments and step counts by name, for checkpoints.
+  std::vector<std::pair<std::string, torch::Tensor>> named_state() const;
+  // Copies what named_state() gave; a missing tensor or a wrong shape is an error.
+  void load_state(const std::vector<std::pair<std::string, torch::Tensor>>& state);
+
+ private:
+  struct Group {
+    std::vector<std::string> names;
+    std::vector<torch::Tensor> parameters, first, second, steps;
+    double weight_decay;
+  };
+  OptimizerOptions options_;
+  Group groups_[2];
+};
+
+}  // namespace adder::train

@@ -1,0 +1,91 @@
+#include "adder/train/checkpoint.h"
+
+#include <torch/torch.h>
+
+#include "adder/core/error.h"
+#include "adder/core/options_io.h"
+#include "adder/models/load.h"
+#include "adder/weights/checkpoint_folder.h"
+
+namespace adder::train {
+namespace {
+
+using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
+
+constexpr const char* kTrainingFile = "training.safetensors";
+
+// Keys of "train" that may differ between a checkpoint and the run that continues it.
+bool may_change(const std::string& key) {
+  for (const char* free : {"out", "steps", "log_every", "eval_every", "eval_batch", "sample_every", "checkpoint_every",
+                           "keep_checkpoints", "threads", "prefetch"})
+    if (key == free) return true;
+  return false;
+}
+
+void check_same(const nlohmann::ordered_json& saved, const nlohmann::ordered_json& now, const std::string& prefix) {
+  for (const auto& [key, value] : now.items()) {
+    const std::string name = prefix.empty() ? key : prefix + "." + key;
+    if (prefix == "train" && may_change(key)) continue;
+    const auto found = saved.find(key);
+    ADDER_CHECK(found != saved.end(), "the checkpoint's configuration has no key '{}'", name);
+    if (value.is_object())
+      check_same(*found, value, name);
+    else
+      ADDER_CHECK(*found == value,
+                  "a run is continued with the configuration that it began with: {} was {}, now it is {}", name,
+                  found->dump(), value.dump());
+  }
+}
+
+torch::Tensor copy_of(const torch::Tensor& tensor) {
+  return tensor.detach().clone();
+}
+
+}  // namespace
+
+Snapshot::Snapshot(const RunConfig& config, const models::MambaLMImpl& model, const AdamW& optimizer,
+                   const RunState& state) {
+  for (const auto& parameter : model.named_parameters())
+    model_.emplace_back(parameter.key(), copy_of(parameter.value()));
+  for (const auto& [name, tensor] : optimizer.named_state()) training_.emplace_back(name, copy_of(tensor));
+  training_.emplace_back("generator", copy_of(state.generator));
+  for (size_t i = 0; i < state.carried.layers.size(); ++i) {
+    training_.emplace_back(fmt::format("carried.{}.conv", i), copy_of(state.carried.layers[i].conv));
+    training_.emplace_back(fmt::format("carried.{}.ssm", i), copy_of(state.carried.layers[i].ssm));
+  }
+  state_ = {{"step", state.step}, {"tokens", state.tokens}, {"data", state.data}, {"config", core::to_json(config)}};
+  if (std::isfinite(state.best_loss)) state_["best_loss"] = state.best_loss;
+}
+
+void Snapshot::write(const std::filesystem::path& folder) const {
+  weights::write_checkpoint_folder(folder, {{{models::kModelFile, model_}, {kTrainingFile, training_}}, state_});
+}
+
+RunState load_run(const std::filesystem::path& path, const RunConfig& config, models::MambaLMImpl& model,
+                  AdamW& optimizer) {
+  const weights::CheckpointFolder folder(path);
+  const nlohmann::ordered_json& saved = folder.state();
+  for (const char* key : {"step", "tokens", "data", "config"})
+    ADDER_CHECK(saved.contains(key), "{}: its state has no '{}'", path.string(), key);
+  check_same(saved["config"], core::to_json(config), "");
+  models::load_parameters(model, folder.tensors(models::kModelFile), path.string());
+  const NamedTensors training = folder.tensors(kTrainingFile);
+  optimizer.load_state(training);
+  RunState state;
+  state.step = saved["step"].get<int64_t>();
+  state.tokens = saved["tokens"].get<int64_t>();
+  state.data = saved["data"];
+  if (saved.contains("best_loss")) state.best_loss = saved["best_loss"].get<double>();
+  for (const auto& [name, tensor] : training) {
+    if (name == "generator") state.generator = tensor;
+    if (!name.starts_with("carried.")) continue;
+    const size_t dot = name.find('.', 8);
+    const auto layer = static_cast<size_t>(std::stoll(name.substr(8, dot - 8)));
+    if (state.carried.layers.size() <= layer) state.carried.layers.resize(layer + 1);
+    (name.ends_with(".conv") ? state.carried.layers[layer].conv : state.carried.layers[layer].ssm) = tensor;
+  }
+  ADDER_CHECK(state.generator.defined(), "{}: the state of the random generator is missing", path.string());
+  return state;
+}
+
+}  // namespace adder::train

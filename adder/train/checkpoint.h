@@ -1,0 +1,36 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "adder/train/adamw.h"
+
+namespace adder::train {
+
+// Everything a run continues from.
+struct RunState {
+  int64_t step = 0;
+  int64_t tokens = 0;
+  nlohmann::json data;  // position of the batch source
+  double best_loss = std::numeric_limits<double>::infinity();
+  models::LMState carried;  // of training with the state carried over
+  torch::Tensor generator;  // state of the default random generator (dropout)
+};
+
+// Copies of all tensors, so that training can go on while a thread writes them.
+class Snapshot {
+ public:
+  Snapshot(const RunConfig& config, const models::MambaLMImpl& model, const AdamW& optimizer, const RunState& state);
+  void write(const std::filesystem::path& folder) const;
+
+ private:
+  nlohmann::ordered_json state_;
+  std::vector<std::pair<std::string, torch::Tensor>> model_, training_;
+};
+
+// Loads a checkpoint into a model and optimizer made from `config`. Another model, task or optimizer than the
+// checkpoint's is an error that names the first key that differs; the length of the run and what it reports may change.
+RunState load_run(const std::filesystem::path& folder, const RunConfig& config, models::MambaLMImpl& model,
+                  AdamW& optimizer);
+
+}  // namespace adder::train

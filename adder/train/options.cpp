@@ -1,0 +1,69 @@
+#include "adder/train/options.h"
+
+#include <cmath>
+#include <numbers>
+
+namespace adder::train {
+
+void OptimizerOptions::visit(core::FieldVisitor& v) {
+  v.field("lr", lr, "peak learning rate", {.min = 0, .open_min = true});
+  v.field("min_lr", min_lr, "learning rate at the end of a schedule that falls", {.min = 0});
+  v.choice("schedule", schedule, "what follows the warm-up", {"constant", "linear", "cosine"});
+  v.field("warmup_steps", warmup_steps, "steps in which the learning rate rises from 0", {.min = 0});
+  v.field("beta1", beta1, "decay of the first moment", {.min = 0, .max = 0.999999});
+  v.field("beta2", beta2, "decay of the second moment", {.min = 0, .max = 0.999999});
+  v.field("eps", eps, "added to the root of the second moment", {.min = 0, .open_min = true});
+  v.field("weight_decay", weight_decay, "decoupled weight decay; not on A_log, D, biases, norms and the embedding",
+          {.min = 0});
+  v.field("clip", clip, "largest norm of the whole gradient; 0: no clipping", {.min = 0});
+}
+
+void TrainOptions::visit(core::FieldVisitor& v) {
+  v.field("out", out, "folder of the run: config, metrics, checkpoints");
+  v.field("seed", seed, "seed of the initialisation, the data and dropout", {.min = 0});
+  v.field("steps", steps, "optimizer steps", {.min = 0});
+  v.field("batch", batch, "rows of a batch", {.min = 1});
+  v.field("accumulate", accumulate, "batches of a step", {.min = 1});
+  v.choice("precision", precision, "type of activations and products; parameters stay float32",
+           {"float32", "bfloat16"});
+  v.group("optimizer", optimizer, "AdamW");
+  v.field("log_every", log_every, "steps between two lines of metrics", {.min = 1});
+  v.field("eval_every", eval_every, "steps between two evaluations; 0: at the end only", {.min = 0});
+  v.field("eval_batch", eval_batch, "rows of an evaluation batch; 0: as in training", {.min = 0});
+  v.field("sample_every", sample_every, "steps between two samples; 0: none", {.min = 0});
+  v.field("checkpoint_every", checkpoint_every, "steps between two checkpoints; 0: at the end only", {.min = 0});
+  v.field("keep_checkpoints", keep_checkpoints, "the last checkpoints that are kept, beside the best", {.min = 1});
+  v.field("threads", threads, "processor threads; 0: all", {.min = 0});
+  v.field("prefetch", prefetch, "batches that are made ahead", {.min = 1});
+}
+
+void RunConfig::visit(core::FieldVisitor& v) {
+  v.group("task", task, "what is learnt, from which data");
+  v.group("model", model, "the language model");
+  v.group("train", train, "how it is trained");
+}
+
+double learning_rate(const OptimizerOptions& o, int64_t step, int64_t steps) {
+  if (step < o.warmup_steps) return o.lr * static_cast<double>(step + 1) / static_cast<double>(o.warmup_steps);
+  if (o.schedule == "constant") return o.lr;
+  const int64_t falling = steps - o.warmup_steps;
+  const double done =
+      falling > 0 ? std::min(1.0, static_cast<double>(step - o.warmup_steps) / static_cast<double>(falling)) : 1.0;
+  const double share = o.schedule == "linear" ? 1 - done : 0.5 * (1 + std::cos(std::numbers::pi * done));
+  return o.min_lr + (o.lr - o.min_lr) * share;
+}
+
+MemoryEstimate estimate_memory(const RunConfig& config, int64_t parameter_count, int64_t row_length) {
+  const models::MambaLMOptions& m = config.model;
+  const int64_t activation = config.train.precision == "bfloat16" ? 2 : 4;
+  const int64_t tokens = config.train.batch * row_length, inner = m.mixer.expand * m.d_model;
+  const int64_t values = m.mixer.d_state * (m.mixer.complex ? 2 : 1), rank = m.mixer.rank(m.d_model);
+  // Kept per token and block: residual and norm output, the two halves of in_proj, convolution output, delta, scan
+  // output, x_proj's output, and the state of every 64th step.
+  const int64_t kept = m.d_model * (4 + activation) + inner * 5 * activation + (rank + 2 * values) * activation +
+                       inner * values * 4 / 64;
+  const int64_t logits = std::min<int64_t>(tokens * m.padded_vocab() * 4, int64_t{64} << 20);
+  return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept * m.n_layer, logits};
+}
+
+}  // namespace adder::train

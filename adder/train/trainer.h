@@ -1,0 +1,35 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "adder/tasks/step.h"
+#include "adder/train/options.h"
+
+namespace adder::train {
+
+struct TrainHooks {
+  // Called every train.sample_every steps, with the model in evaluation mode.
+  std::function<void(models::MambaLM&, int64_t step)> sample;
+  // Asked after each step: true ends the run with a checkpoint.
+  std::function<bool()> stop_requested;
+  // Called after each evaluation.
+  std::function<void(int64_t step, const tasks::Evaluation&)> evaluated;
+};
+
+struct TrainResult {
+  int64_t steps = 0;         // steps done in all
+  bool interrupted = false;  // stop_requested said so
+  std::optional<tasks::Evaluation> last;
+  double seconds = 0;  // of training steps in this call
+  double tokens_per_second = 0;
+};
+
+// Trains in the folder train.out, which it creates and locks: config.toml, metrics.jsonl, checkpoints step-NNNNNNNN and
+// `best` (lowest evaluation loss). With `resume` it continues from the newest checkpoint that is whole, bit-equal to a
+// run that never stopped; without, a folder that holds a run is an error. A loss or gradient that is not finite is an
+// adder::Error naming the step and the first part of the model concerned; the weights are those before that step, and
+// are saved.
+TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks);
+
+}  // namespace adder::train
