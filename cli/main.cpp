@@ -1,7 +1,31 @@
-#include <CLI/CLI.hpp>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "adder/core/error.h"
+#include "cli/commands.h"
 
 int main(int argc, char** argv) {
-  CLI::App app("Adder: selective state-space models");
-  CLI11_PARSE(app, argc, argv);
+  CLI::App app("Adder: selective state-space models. Train, evaluate and generate with them.", "adder");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", ADDER_VERSION);
+  adder::cli::add_train_command(app);
+  adder::cli::add_eval_command(app);
+  adder::cli::add_generate_command(app);
+  adder::cli::add_bench_command(app);
+  adder::cli::add_plot_command(app);
+  adder::cli::add_doctor_command(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  } catch (const c10::Error& error) {
+    fmt::print(stderr, "adder: {}\n", error.what_without_backtrace());
+    return 1;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "adder: {}\n", error.what());
+    return 1;
+  }
   return 0;
 }
