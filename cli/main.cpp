@@ -3,13 +3,13 @@
 
 #include <cstdio>
 
-#include "adder/core/error.h"
+#include "adder/core/version.h"
 #include "cli/commands.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Adder: selective state-space models. Train, evaluate and generate with them.", "adder");
   app.require_subcommand(1);
-  app.set_version_flag("--version", ADDER_VERSION);
+  app.set_version_flag("--version", adder::core::kVersion);
   adder::cli::add_train_command(app);
   adder::cli::add_eval_command(app);
   adder::cli::add_generate_command(app);

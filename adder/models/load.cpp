@@ -35,15 +35,16 @@ void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string
 }
 
 LoadedModel load_model(const std::filesystem::path& path, bool best) {
-  const std::filesystem::path found = weights::resolve_checkpoint(path, best);
-  const weights::CheckpointFolder folder(found);
+  const weights::FoundCheckpoint chosen =
+      weights::resolve_checkpoint(path, best ? weights::Which::kBest : weights::Which::kLatest);
+  const weights::CheckpointFolder& folder = chosen.checkpoint;
   const nlohmann::ordered_json& state = folder.state();
   ADDER_CHECK(state.contains("config") && state["config"].is_object() && state["config"].contains("model"),
-              "{}: holds no model configuration", found.string());
+              "{}: holds no model configuration", folder.path().string());
   MambaLMOptions options;
-  core::from_json(options, state["config"]["model"], found.string() + ": config.model");
-  LoadedModel loaded{MambaLM(options), state};
-  load_parameters(*loaded.model, folder.tensors(kModelFile), found.string());
+  core::from_json(options, state["config"]["model"], folder.path().string() + ": config.model");
+  LoadedModel loaded{MambaLM(options), state, folder.path(), chosen.damaged};
+  load_parameters(*loaded.model, folder.tensors(kModelFile, weights::Access::kMapped), folder.path().string());
   loaded.model->eval();
   return loaded;
 }

@@ -16,7 +16,9 @@ void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string
 
 struct LoadedModel {
   MambaLM model{nullptr};
-  nlohmann::ordered_json state;  // of the checkpoint: step, config, ...
+  nlohmann::ordered_json state;      // of the checkpoint: step, config, ...
+  std::filesystem::path path;        // the checkpoint that was taken
+  std::vector<std::string> damaged;  // why newer ones were not
 };
 
 // A checkpoint folder, or a run folder, of which `best` takes the best checkpoint and otherwise the newest that is

@@ -5,12 +5,9 @@
 #include "adder/core/error.h"
 #include "adder/core/options_io.h"
 #include "adder/models/load.h"
-#include "adder/weights/checkpoint_folder.h"
 
 namespace adder::train {
 namespace {
-
-using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 
 constexpr const char* kTrainingFile = "training.safetensors";
 
@@ -61,15 +58,14 @@ void Snapshot::write(const std::filesystem::path& folder) const {
   weights::write_checkpoint_folder(folder, {{{models::kModelFile, model_}, {kTrainingFile, training_}}, state_});
 }
 
-RunState load_run(const std::filesystem::path& path, const RunConfig& config, models::MambaLMImpl& model,
+RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& config, models::MambaLMImpl& model,
                   AdamW& optimizer) {
-  const weights::CheckpointFolder folder(path);
   const nlohmann::ordered_json& saved = folder.state();
   for (const char* key : {"step", "tokens", "data", "config"})
-    ADDER_CHECK(saved.contains(key), "{}: its state has no '{}'", path.string(), key);
+    ADDER_CHECK(saved.contains(key), "{}: its state has no '{}'", folder.path().string(), key);
   check_same(saved["config"], core::to_json(config), "");
-  models::load_parameters(model, folder.tensors(models::kModelFile), path.string());
-  const NamedTensors training = folder.tensors(kTrainingFile);
+  models::load_parameters(model, folder.tensors(models::kModelFile), folder.path().string());
+  const weights::NamedTensors training = folder.tensors(kTrainingFile);
   optimizer.load_state(training);
   RunState state;
   state.step = saved["step"].get<int64_t>();
@@ -84,7 +80,7 @@ RunState load_run(const std::filesystem::path& path, const RunConfig& config, mo
     if (state.carried.layers.size() <= layer) state.carried.layers.resize(layer + 1);
     (name.ends_with(".conv") ? state.carried.layers[layer].conv : state.carried.layers[layer].ssm) = tensor;
   }
-  ADDER_CHECK(state.generator.defined(), "{}: the state of the random generator is missing", path.string());
+  ADDER_CHECK(state.generator.defined(), "{}: the state of the random generator is missing", folder.path().string());
   return state;
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "adder/train/adamw.h"
+#include "adder/weights/checkpoint_folder.h"
 
 namespace adder::train {
 
@@ -25,12 +26,12 @@ class Snapshot {
 
  private:
   nlohmann::ordered_json state_;
-  std::vector<std::pair<std::string, torch::Tensor>> model_, training_;
+  weights::NamedTensors model_, training_;
 };
 
 // Loads a checkpoint into a model and optimizer made from `config`. Another model, task or optimizer than the
 // checkpoint's is an error that names the first key that differs; the length of the run and what it reports may change.
-RunState load_run(const std::filesystem::path& folder, const RunConfig& config, models::MambaLMImpl& model,
+RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& config, models::MambaLMImpl& model,
                   AdamW& optimizer);
 
 }  // namespace adder::train

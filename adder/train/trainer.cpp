@@ -180,7 +180,7 @@ class Run {
     return config_.task.name != "language_model" || config_.task.language_model.validation_fraction > 0;
   }
 
-  fs::path checkpoint_path() const { return folder_ / fmt::format("step-{:08}", state_.step); }
+  fs::path checkpoint_path() const { return folder_ / weights::checkpoint_name(state_.step); }
 
   void save() {
     if (saved_step_ == state_.step) return;
@@ -207,15 +207,15 @@ class Run {
 
   void restore() {
     const auto latest = weights::latest_checkpoint(folder_);
-    for (const std::string& reason : latest.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
-    if (!latest.path) {
+    if (!latest) {
       fmt::print(stderr, "{}: no checkpoint yet, starting from step 0\n", folder_.string());
       return;
     }
-    state_ = load_run(*latest.path, config_, *model_, *optimizer_);
+    for (const std::string& reason : latest->damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
+    state_ = load_run(latest->checkpoint, config_, *model_, *optimizer_);
     saved_step_ = state_.step;
     at::detail::getDefaultCPUGenerator().set_state(state_.generator);
-    fmt::print(stderr, "resuming from {} (step {})\n", latest.path->string(), state_.step);
+    fmt::print(stderr, "resuming from {} (step {})\n", latest->checkpoint.path().string(), state_.step);
   }
 
   const RunConfig config_;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -74,7 +75,8 @@ class ScanProblem {
     set_inputs(p, threads);
     p.y = {y.data(), shape.L * shape.D, shape.D, 1};
     p.final_state = final_state.data();
-    border.assign(kernels::selective_scan_border_size(p.layout, shape.D, shape.N, shape.G, shape.complex),
+    border.assign(kernels::selective_scan_border_size(shape.sequences(), shape.L, !shape.cu_seqlens.empty(), shape.D,
+                                                      shape.N, shape.G, shape.complex),
                   std::nan(""));
     p.border_states = border.data();
     return p;

@@ -1,0 +1,95 @@
+#include "cli/bench.h"
+
+#include <ATen/Parallel.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "adder/core/error.h"
+#include "cli/commands.h"
+
+namespace adder::cli {
+
+double median_ms(const std::function<void()>& body) {
+  const auto once = [&] {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  };
+  const double first = std::min(once(), once());
+  const int64_t runs = std::clamp<int64_t>(static_cast<int64_t>(2000 / std::max(first, 1e-3)), 5, 1000);
+  std::vector<double> times;
+  for (int64_t i = 0; i < runs; ++i) times.push_back(once());
+  std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
+  return times[runs / 2];
+}
+
+double relative_error(const torch::Tensor& got, const torch::Tensor& expected) {
+  const torch::Tensor wide = expected.to(torch::kDouble);
+  return ((got.to(torch::kDouble) - wide).abs().max() / wide.abs().max().clamp_min(1e-30)).item<double>();
+}
+
+void add_bench_command(CLI::App& app) {
+  auto* command =
+      app.add_subcommand("bench", "Measure speed and memory; results are checked against the double reference first");
+  command->require_subcommand(1);
+  auto options = std::make_shared<BenchOptions>();
+  struct Case {
+    const char* name;
+    const char* help;
+    nlohmann::ordered_json (*run)(const BenchOptions&);
+    std::vector<std::pair<const char*, int64_t*>> flags;
+  };
+  BenchOptions& o = *options;
+  const std::vector<Case> cases = {
+      {"scan",
+       "the selective scan with gate, skip, bias and softplus",
+       bench_scan,
+       {{"--batch", &o.batch}, {"--length", &o.length}, {"--channels", &o.channels}, {"--state", &o.state}}},
+      {"conv",
+       "the causal convolution with SiLU",
+       bench_conv,
+       {{"--batch", &o.batch}, {"--length", &o.length}, {"--channels", &o.channels}, {"--width", &o.width}}},
+      {"train",
+       "training steps: forward, backward, AdamW",
+       bench_train,
+       {{"--d-model", &o.d_model},
+        {"--n-layer", &o.n_layer},
+        {"--vocab", &o.vocab},
+        {"--batch", &o.batch},
+        {"--length", &o.length}}},
+      {"decode",
+       "a prompt in one pass, then tokens one at a time; random weights",
+       bench_decode,
+       {{"--d-model", &o.d_model},
+        {"--n-layer", &o.n_layer},
+        {"--vocab", &o.vocab},
+        {"--batch", &o.batch},
+        {"--prompt", &o.prompt},
+        {"--tokens", &o.tokens}}},
+  };
+  for (const Case& one : cases) {
+    auto* sub = command->add_subcommand(one.name, one.help);
+    for (const auto& [flag, value] : one.flags)
+      sub->add_option(flag, *value)->check(CLI::PositiveNumber)->capture_default_str();
+    sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+    sub->add_option("--device", o.device)->check(CLI::IsMember({"cpu"}))->capture_default_str();
+    sub->add_option("--threads", o.threads, "0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+    sub->add_flag("--json", o.json, "one JSON line");
+    sub->callback([options, name = std::string(one.name), run = one.run] {
+      if (options->threads > 0) at::set_num_threads(static_cast<int>(options->threads));
+      nlohmann::ordered_json line = {
+          {"case", name}, {"dtype", options->dtype}, {"device", options->device}, {"threads", at::get_num_threads()}};
+      line.update(run(*options));
+      if (options->json) {
+        fmt::print("{}\n", line.dump());
+        return;
+      }
+      for (const auto& [key, value] : line.items())
+        fmt::print("{:28} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+    });
+  }
+}
+
+}  // namespace adder::cli

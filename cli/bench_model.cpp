@@ -1,0 +1,175 @@
+#include <ATen/Parallel.h>
+#include <sys/resource.h>
+#include <torch/torch.h>
+
+#include <chrono>
+
+#include "adder/core/error.h"
+#include "adder/infer/decode_session.h"
+#include "adder/kernels/machine_rates.h"
+#include "adder/models/mamba_lm.h"
+#include "adder/train/adamw.h"
+#include "cli/bench.h"
+
+namespace adder::cli {
+namespace {
+
+using torch::Tensor;
+
+models::MambaLMOptions model_options(const BenchOptions& o) {
+  models::MambaLMOptions options;
+  options.d_model = o.d_model;
+  options.n_layer = o.n_layer;
+  options.vocab_size = o.vocab;
+  return options;
+}
+
+int64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+// Two layers of the model's width, in the type against double: the loss and the gradient of the embedding, or the
+// logits after a prompt and three steps. Small, so that it does not set the peak of memory.
+models::MambaLMOptions small_options(const BenchOptions& o) {
+  models::MambaLMOptions options = model_options(o);
+  options.n_layer = std::min<int64_t>(2, o.n_layer);
+  options.vocab_size = std::min<int64_t>(512, o.vocab);
+  return options;
+}
+
+models::MambaLM in_double(const models::MambaLM& model) {
+  models::MambaLM wide(model->options());
+  const torch::NoGradGuard no_grad;
+  const auto from = model->named_parameters();
+  for (auto& parameter : wide->named_parameters()) parameter.value().copy_(from[parameter.key()]);
+  wide->to(torch::kDouble);
+  wide->set_activation_type(torch::kDouble);
+  return wide;
+}
+
+void check_error(const char* name, double error, double allowed) {
+  ADDER_CHECK(error <= allowed,
+              "bench {}: the error to the double reference is {:.2e}, allowed is {:.2e}; nothing was timed", name,
+              error, allowed);
+}
+
+double train_error(const BenchOptions& o) {
+  models::MambaLM model(small_options(o));
+  models::MambaLM wide = in_double(model);
+  model->set_activation_type(o.type());
+  const Tensor ids = torch::randint(model->options().vocab_size, {1, 49}, torch::kLong);
+  const auto gradient = [&](models::MambaLM& m) {
+    m->loss(ids.slice(1, 0, 48), ids.slice(1, 1, 49)).mean.backward();
+    return m->named_parameters()["backbone.layers.0.mixer.in_proj.weight"].grad();
+  };
+  return relative_error(gradient(model), gradient(wide));
+}
+
+double decode_error(const BenchOptions& o) {
+  models::MambaLM model(small_options(o));
+  const models::MambaLM wide = in_double(model);
+  if (o.type() != torch::kFloat) model->cast_weights(o.type());
+  std::vector<int64_t> tokens(40);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int64_t>(i * 37 % static_cast<size_t>(model->options().vocab_size));
+  infer::DecodeSession session(model);
+  session.prefill({{tokens.begin(), tokens.end() - 3}});
+  for (size_t i = tokens.size() - 3; i < tokens.size(); ++i) session.step({tokens[i]});
+  const torch::NoGradGuard no_grad;
+  const Tensor ids = torch::tensor(tokens, torch::kLong).unsqueeze(0);
+  const Tensor expected = models::MambaLM(wide)->forward(ids).first.select(1, -1);
+  return relative_error(session.state().logits, expected);
+}
+
+}  // namespace
+
+nlohmann::ordered_json bench_train(const BenchOptions& o) {
+  torch::manual_seed(0);
+  const double error = train_error(o);
+  check_error("train", error, o.type() == torch::kFloat ? 1e-4 : 5e-2);
+  models::MambaLM model(model_options(o));
+  model->set_activation_type(o.type());
+  train::AdamW optimizer(*model, {});
+  const auto step = [&] {
+    const Tensor ids = torch::randint(o.vocab, {o.batch, o.length + 1}, torch::kLong);
+    optimizer.zero_grad();
+    model->loss(ids.slice(1, 0, o.length), ids.slice(1, 1, o.length + 1)).mean.backward();
+    optimizer.step(1e-4, optimizer.gradient_norm());
+  };
+  const double ms = median_ms(step);
+  return {{"d_model", o.d_model},
+          {"n_layer", o.n_layer},
+          {"vocab", o.vocab},
+          {"batch", o.batch},
+          {"length", o.length},
+          {"parameters", model->parameter_count()},
+          {"tokens_per_s", static_cast<double>(o.batch * o.length) / (ms * 1e-3)},
+          {"step_ms", ms},
+          {"peak_bytes", peak_resident_bytes()},
+          {"error", error}};
+}
+
+nlohmann::ordered_json bench_decode(const BenchOptions& o) {
+  torch::manual_seed(0);
+  const double error = decode_error(o);
+  check_error("decode", error, o.type() == torch::kFloat ? 1e-4 : 5e-2);
+  const models::MambaLM model = [&] {
+    const torch::NoGradGuard no_grad;
+    return models::MambaLM(model_options(o));
+  }();
+  model->eval();
+  if (o.type() != torch::kFloat) model->cast_weights(o.type());
+  int64_t weight_bytes = 0;
+  for (const Tensor& parameter : model->parameters()) weight_bytes += static_cast<int64_t>(parameter.nbytes());
+
+  const auto seconds = [](auto&& body) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  std::vector<std::vector<int64_t>> prompts(o.batch, std::vector<int64_t>(o.prompt));
+  for (int64_t b = 0; b < o.batch; ++b)
+    for (int64_t i = 0; i < o.prompt; ++i) prompts[b][i] = (b * 7919 + i * 104729) % o.vocab;
+  std::vector<double> prompt_times, step_times;
+  double decode = 0;
+  for (int run = 0; run < 4; ++run) {  // the first one warms up
+    infer::DecodeSession session(model);
+    const double prompt = seconds([&] { session.prefill(prompts); });
+    std::vector<double> steps;
+    std::vector<int64_t> next(o.batch);
+    for (int64_t i = 0; i < o.tokens; ++i)
+      steps.push_back(seconds([&] {
+        const Tensor best = session.state().logits.argmax(1);  // greedy
+        for (int64_t b = 0; b < o.batch; ++b) next[b] = best[b].item<int64_t>();
+        session.step(next);
+      }));
+    if (run == 0) continue;
+    prompt_times.push_back(prompt);
+    step_times.insert(step_times.end(), steps.begin(), steps.end());
+  }
+  const auto median = [](std::vector<double>& times) {
+    std::nth_element(times.begin(), times.begin() + static_cast<int64_t>(times.size() / 2), times.end());
+    return times[times.size() / 2];
+  };
+  const double prompt = median(prompt_times), step = median(step_times);
+  decode = step * static_cast<double>(o.tokens);
+  const double read_rate = kernels::cpu::read_bytes_per_second(at::get_num_threads());
+  const auto rows = static_cast<double>(o.batch);
+  return {{"d_model", o.d_model},
+          {"n_layer", o.n_layer},
+          {"vocab", o.vocab},
+          {"batch", o.batch},
+          {"prompt", o.prompt},
+          {"tokens", o.tokens},
+          {"prompt_tokens_per_s", rows * static_cast<double>(o.prompt) / prompt},
+          {"decode_tokens_per_s", rows / step},
+          {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / (prompt + decode)},
+          {"error", error},
+          {"weight_bytes", weight_bytes},
+          {"machine_read_bytes_per_s", read_rate},
+          {"decode_read_share", static_cast<double>(weight_bytes) / step / read_rate}};
+}
+
+}  // namespace adder::cli

@@ -1,0 +1,75 @@
+#include <ATen/Parallel.h>
+
+#include <cmath>
+
+#include "adder/core/error.h"
+#include "adder/core/options_io.h"
+#include "adder/models/load.h"
+#include "adder/tasks/make_task.h"
+#include "adder/tasks/step.h"
+#include "cli/commands.h"
+
+namespace adder::cli {
+namespace {
+
+struct Arguments {
+  std::string checkpoint, dtype = "float32";
+  std::vector<std::string> assignments;
+  int64_t batch = 16, threads = 0;
+  bool best = false, carry_state = false, json = false;
+};
+
+// Options under the prefix "task.", so that assignments read as in training.
+struct TaskRoot {
+  tasks::TaskOptions task;
+  void visit(core::FieldVisitor& v) { v.group("task", task, "what is evaluated"); }
+};
+
+void run(const Arguments& a) {
+  if (a.threads > 0) at::set_num_threads(static_cast<int>(a.threads));
+  models::LoadedModel loaded = models::load_model(a.checkpoint, a.best);
+  for (const std::string& reason : loaded.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
+  if (a.dtype == "bfloat16") loaded.model->set_activation_type(torch::kBFloat16);
+  TaskRoot root;
+  ADDER_CHECK(loaded.state["config"].contains("task"), "{}: holds no task", loaded.path.string());
+  core::from_json(root, {{"task", loaded.state["config"]["task"]}}, loaded.path.string() + ": config");
+  for (const std::string& assignment : a.assignments) core::set_option(root, assignment);
+  const auto task = tasks::make_task(root.task);
+  const auto source = task->evaluation(a.batch, a.carry_state);
+  const tasks::Evaluation e = tasks::evaluate(*loaded.model, *source);
+  const double bits = e.loss / std::log(2.0);
+  if (a.json) {
+    nlohmann::ordered_json line = {
+        {"checkpoint", loaded.path.string()}, {"step", loaded.state["step"]}, {"loss", e.loss},
+        {"perplexity", std::exp(e.loss)},     {"accuracy", e.accuracy},       {"targets", e.targets},
+        {"sequences", e.sequences},           {"carry_state", a.carry_state}};
+    if (task->scores_sequences()) line["sequence_accuracy"] = e.sequence_accuracy;
+    if (task->bytes()) line["bits_per_byte"] = bits;
+    fmt::print("{}\n", line.dump());
+    return;
+  }
+  fmt::print("{}: step {}\n", loaded.path.string(), loaded.state["step"].dump());
+  fmt::print("loss        {:.4f} nats per token over {} tokens in {} rows\n", e.loss, e.targets, e.sequences);
+  fmt::print("perplexity  {:.4f}\n", std::exp(e.loss));
+  if (task->bytes()) fmt::print("bits/byte   {:.4f}\n", bits);
+  fmt::print("accuracy    {:.2f} %\n", 100 * e.accuracy);
+  if (task->scores_sequences()) fmt::print("sequences   {:.2f} % right throughout\n", 100 * e.sequence_accuracy);
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto* command = app.add_subcommand("eval", "Evaluate a checkpoint on its task's held-out data");
+  auto a = std::make_shared<Arguments>();
+  command->add_option("checkpoint", a->checkpoint, "a checkpoint folder, or a run's folder")->required();
+  command->add_flag("--best", a->best, "of a run's folder take the best checkpoint, not the latest");
+  command->add_option("--set", a->assignments, "task.key=value, over the checkpoint's configuration; may be repeated");
+  command->add_option("--batch", a->batch, "rows of a batch")->check(CLI::PositiveNumber);
+  command->add_flag("--carry-state", a->carry_state, "language models: carry the state from window to window");
+  command->add_option("--dtype", a->dtype, "type of activations")->check(CLI::IsMember({"float32", "bfloat16"}));
+  command->add_option("--threads", a->threads, "processor threads; 0: all")->check(CLI::NonNegativeNumber);
+  command->add_flag("--json", a->json, "one JSON line");
+  command->callback([a] { run(*a); });
+}
+
+}  // namespace adder::cli
