@@ -2,9 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -12,6 +12,9 @@
 #include <vector>
 
 #include "adder/kernels/causal_conv1d_ref.h"
+#include "adder/kernels/targets.h"
+#include "hwy/highway.h"
+#include "tests/tolerances.h"
 
 namespace adder::kernels {
 namespace {
@@ -192,28 +195,34 @@ Results run_reference(const Row& row) {
   return run(row, inputs, ref::causal_conv1d_forward, ref::causal_conv1d_backward, 0);
 }
 
-void expect_near(const char* what, const std::vector<double>& got, const std::vector<double>& expected, double absolute,
-                 double relative) {
+void expect_near(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
+                 tests::Tolerance tolerance) {
   ASSERT_EQ(got.size(), expected.size()) << what;
+  double scale = 0;
+  for (const double value : expected) scale = std::max(scale, std::fabs(value));
   for (size_t i = 0; i < got.size(); ++i)
-    ASSERT_LE(std::fabs(got[i] - expected[i]), absolute + relative * std::fabs(expected[i]))
+    ASSERT_TRUE(tests::near(got[i], expected[i], scale, tolerance))
         << what << "[" << i << "]: got " << got[i] << ", expected " << expected[i];
 }
 
 template <typename T>
+void expect_near(const Results& got, const Results& expected) {
+  constexpr bool kDouble = std::is_same_v<T, double>;
+  constexpr tests::Tolerance kForward = kDouble ? tests::kFloat64Forward : tests::kFloat32Forward;
+  constexpr tests::Tolerance kBackward = kDouble ? tests::kFloat64Backward : tests::kFloat32Backward;
+  constexpr bool kWide = kDouble || std::is_same_v<T, float>;
+  constexpr tests::Tolerance kNarrow = std::is_same_v<T, bfloat16> ? tests::kBFloat16 : tests::kFloat16;
+  expect_near("y", got.y, expected.y, kWide ? kForward : kNarrow);
+  expect_near("final_window", got.final_window, expected.final_window, kForward);
+  expect_near("dx", got.dx, expected.dx, kWide ? kBackward : kNarrow);
+  expect_near("dweight", got.dweight, expected.dweight, kBackward);
+  expect_near("dbias", got.dbias, expected.dbias, kBackward);
+  expect_near("dinitial_window", got.dinitial_window, expected.dinitial_window, kBackward);
+}
+
+template <typename T>
 void compare(const Row& row) {
-  const Results got = run_kernel(row, Inputs<T>(row)), expected = run_reference<T>(row);
-  // Sums have up to B L terms of magnitude 1; results in T are rounded once more.
-  const double unit = sizeof(Accumulator<T>) == 8 ? 1e-14 : 2e-6;
-  const double rounding = std::is_same_v<T, bfloat16> ? 0x1p-8 : std::is_same_v<T, float16> ? 0x1p-11 : 0.0;
-  const double terms = std::sqrt(static_cast<double>(row.batch * row.length) + 1);
-  const double width = std::sqrt(static_cast<double>(row.width));
-  expect_near("y", got.y, expected.y, unit * width, unit + rounding);
-  expect_near("final_window", got.final_window, expected.final_window, 0, sizeof(Accumulator<T>) == 8 ? 0 : 1e-7);
-  expect_near("dx", got.dx, expected.dx, 2 * unit * width, unit + rounding);
-  expect_near("dweight", got.dweight, expected.dweight, unit * terms, unit);
-  expect_near("dbias", got.dbias, expected.dbias, unit * terms, unit);
-  expect_near("dinitial_window", got.dinitial_window, expected.dinitial_window, 2 * unit * width, unit);
+  expect_near<T>(run_kernel(row, Inputs<T>(row)), run_reference<T>(row));
 }
 
 void compare_all(const Row& row) {
@@ -286,9 +295,14 @@ TEST(CausalConv1d, Strides) {
 TEST(CausalConv1d, MaskedRunsLongerThanPieces) {
   Row row{.name = "long masks", .batch = 1, .length = 1500, .channels = 3, .mask = true};
   Inputs<float> inputs(row);
-  for (const auto& [first, last] :
-       std::vector<std::pair<int64_t, int64_t>>{{0, 700}, {400, 1500}, {3, 1497}, {0, 1500}}) {
-    for (int64_t t = 0; t < row.length; ++t) inputs.mask[t] = t < first || t >= last;
+  const auto masked_between = [](int64_t first, int64_t last) {
+    return [=](int64_t t) { return t < first || t >= last; };
+  };
+  const std::vector<std::function<bool(int64_t)>> masks = {masked_between(0, 700), masked_between(400, 1500),
+                                                           masked_between(3, 1497), masked_between(0, 1500),
+                                                           [](int64_t t) { return t % 100 == 7; }};
+  for (const auto& mask : masks) {
+    for (int64_t t = 0; t < row.length; ++t) inputs.mask[t] = mask(t);
     for (float& x : inputs.x.data) x = std::isnan(x) ? 1 : x;
     for (float& dy : inputs.dy.data) dy = std::isnan(dy) ? 1 : dy;
     Inputs<double> wide(row);
@@ -297,12 +311,27 @@ TEST(CausalConv1d, MaskedRunsLongerThanPieces) {
     std::copy(inputs.mask.get(), inputs.mask.get() + row.length, wide.mask.get());
     const Results got = run_kernel(row, inputs);
     const Results expected = run(row, wide, ref::causal_conv1d_forward, ref::causal_conv1d_backward, 0);
-    expect_near("y", got.y, expected.y, 1e-5, 1e-5);
-    expect_near("final_window", got.final_window, expected.final_window, 0, 1e-7);
-    expect_near("dx", got.dx, expected.dx, 1e-5, 1e-5);
-    expect_near("dweight", got.dweight, expected.dweight, 1e-4, 1e-5);
-    expect_near("dinitial_window", got.dinitial_window, expected.dinitial_window, 1e-5, 1e-5);
+    expect_near<float>(got, expected);
   }
+}
+
+// Every instruction set that this processor has.
+TEST(CausalConv1d, InstructionSets) {
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    for (const int64_t width : {2, 3, 4, 6})
+      for (const Row& row :
+           {Row{.name = "silu", .width = width, .mask = true}, Row{.name = "none", .width = width, .silu = false}}) {
+        compare<float>(row);
+        compare<double>(row);
+        compare<bfloat16>(row);
+        if (target != HWY_SCALAR) compare<float16>(row);  // Highway's portable demotion to float16 truncates
+      }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
 void expect_same_bits(const std::vector<double>& a, const std::vector<double>& b) {
