@@ -69,7 +69,7 @@ double train_error(const BenchOptions& o) {
 
 double decode_error(const BenchOptions& o) {
   models::MambaLM model(small_options(o));
-  const models::MambaLM wide = in_double(model);
+  models::MambaLM wide = in_double(model);
   if (o.type() != torch::kFloat) model->cast_weights(o.type());
   std::vector<int64_t> tokens(40);
   for (size_t i = 0; i < tokens.size(); ++i)
@@ -79,7 +79,7 @@ double decode_error(const BenchOptions& o) {
   for (size_t i = tokens.size() - 3; i < tokens.size(); ++i) session.step({tokens[i]});
   const torch::NoGradGuard no_grad;
   const Tensor ids = torch::tensor(tokens, torch::kLong).unsqueeze(0);
-  const Tensor expected = models::MambaLM(wide)->forward(ids).first.select(1, -1);
+  const Tensor expected = wide->forward(ids).first.select(1, -1);
   return relative_error(session.state().logits, expected);
 }
 
@@ -115,7 +115,7 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
   torch::manual_seed(0);
   const double error = decode_error(o);
   check_error("decode", error, o.type() == torch::kFloat ? 1e-4 : 5e-2);
-  const models::MambaLM model = [&] {
+  models::MambaLM model = [&] {
     const torch::NoGradGuard no_grad;
     return models::MambaLM(model_options(o));
   }();

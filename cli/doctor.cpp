@@ -1,9 +1,11 @@
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/cpu/Utils.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/torch.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -56,15 +58,19 @@ std::pair<double, double> training_losses() {
   return {first, last};
 }
 
+std::string processor_features() {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : at::cpu::get_cpu_capabilities())
+    if (value.isBool() && value.toBool()) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return fmt::format("{}", fmt::join(names, " "));
+}
+
 void run() {
-  const auto yes = [](bool value) { return value ? "yes" : "no"; };
   fmt::print("Adder      {}\n", core::kVersion);
   fmt::print("LibTorch   {}\n", TORCH_VERSION);
   fmt::print("compiler   {} (C++{})\n", __VERSION__, __cplusplus / 100 % 100);
-  fmt::print("processor  {} threads of {}; AVX2 {}, AVX-512 {}, AVX-512 BF16 {}, AMX {}\n", at::get_num_threads(),
-             std::thread::hardware_concurrency(), yes(at::cpu::is_avx2_supported()),
-             yes(at::cpu::is_avx512_supported()), yes(at::cpu::is_avx512_bf16_supported()),
-             yes(at::cpu::is_amx_tile_supported()));
+  fmt::print("processor  {} threads of {}; {}\n", at::get_num_threads(), std::thread::hardware_concurrency(), processor_features());
   fmt::print("devices    cpu (this build has no CUDA kernels)\n");
   const auto begin = std::chrono::steady_clock::now();
   const auto [forward, backward] = scan_errors();

@@ -1,4 +1,4 @@
-#include <ATen/cpu/Utils.h>
+#include <fmt/format.h>
 #include <torch/torch.h>
 
 #include <csignal>
@@ -61,7 +61,7 @@ void print_sample(models::MambaLM& model, int64_t step) {
 }
 
 void run(const train::RunConfig& config, bool resume) {
-  if (config.train.precision == "bfloat16" && !at::cpu::is_avx512_bf16_supported())
+  if (config.train.precision == "bfloat16" && __builtin_cpu_supports("avx512bf16") == 0)
     fmt::print(stderr, "warning: this processor has no bfloat16 products; precision = \"float32\" is faster here\n");
   const auto task = tasks::make_task(config.task);
   train::TrainHooks hooks;

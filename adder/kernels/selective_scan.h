@@ -79,10 +79,18 @@ struct SelectiveScanBackward : SelectiveScanInputs<T> {
 
 // Steps between two saved states.
 inline constexpr int64_t kScanChunk = 64;
+// Channels that lie side by side in border_states and in the CPU's tiles; a multiple of every vector width.
+inline constexpr int64_t kScanUnit = 16;
 
-// The number of values of R in border_states: about L D N / 64 for each row.
-int64_t selective_scan_border_size(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups,
-                                   bool complex);
+// The number of values of R in border_states: about L D N / 64 for each row. It depends on shapes alone, never on the
+// values of cu_seqlens, so that it can be told before these are known; Int may be a symbol's type.
+template <typename Int>
+Int selective_scan_border_size(const Int& sequences, const Int& length, bool packed, const Int& channels,
+                               const Int& state, const Int& groups, bool complex) {
+  const Int chunks = packed ? length / kScanChunk + sequences : sequences * ((length + (kScanChunk - 1)) / kScanChunk);
+  const Int units = groups * ((channels / groups + (kScanUnit - 1)) / kScanUnit);
+  return chunks * units * state * ((complex ? 2 : 1) * kScanUnit);
+}
 
 template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs);

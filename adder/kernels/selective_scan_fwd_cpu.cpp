@@ -195,12 +195,6 @@ HWY_EXPORT(scan_forward_f64);
 HWY_EXPORT(scan_forward_bf16);
 HWY_EXPORT(scan_forward_f16);
 
-int64_t selective_scan_border_size(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups,
-                                   bool complex) {
-  const ScanPlan plan(layout, channels, state, groups, complex);
-  return plan.chunk_offset.back() * plan.units * plan.planes * ScanPlan::kUnit;
-}
-
 namespace cpu {
 template <>
 void selective_scan_forward(const SelectiveScanForward<float>& p) {

@@ -10,8 +10,7 @@ namespace adder::kernels {
 // How the CPU scan divides its work. It depends on the shape alone, so that sums have the same order for any number of
 // threads.
 struct ScanPlan {
-  static constexpr int64_t kUnit =
-      16;  // channels that lie side by side in a tile row; a multiple of every vector width
+  static constexpr int64_t kUnit = kScanUnit;
   static constexpr int64_t kBlockUnits = 4;  // units in a block, the smallest piece of work
 
   int64_t group_channels, group_units, block_units, group_blocks, blocks, units;

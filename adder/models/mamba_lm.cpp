@@ -109,7 +109,7 @@ MambaLMImpl::Loss MambaLMImpl::loss(const torch::Tensor& ids, const torch::Tenso
               fmt::join(ids.sizes().vec(), ", "), fmt::join(targets.sizes().vec(), ", "));
   auto [h, after] = hidden(ids, state, sequence);
   auto [mean, each, predictions] = ops::linear_cross_entropy(h.reshape({-1, options_.d_model}), head(),
-                                                             targets.reshape({-1}), {.vocab = options_.vocab_size});
+                                                             targets.reshape({-1}), -100, options_.vocab_size);
   return {mean, each, predictions, after};
 }
 

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <sstream>
 
 namespace adder::ops {
@@ -85,6 +86,16 @@ void check_cu_seqlens_values(const char* op, const at::Tensor& cu_seqlens, int64
     TORCH_CHECK_VALUE(values[i] >= values[i - 1], op, ": cu_seqlens must never fall, got ", values[i - 1], " then ",
                       values[i], " at index ", i);
   TORCH_CHECK_VALUE(values[last] == length, op, ": cu_seqlens must end at L = ", length, ", got ", values[last]);
+}
+
+bool any_requires_grad(std::initializer_list<std::optional<at::Tensor>> tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const std::optional<at::Tensor>& t) { return present(t) && t->requires_grad(); });
+}
+
+void check_no_forward_gradient(const char* op, std::initializer_list<std::optional<at::Tensor>> tensors) {
+  for (const std::optional<at::Tensor>& t : tensors)
+    TORCH_CHECK_NOT_IMPLEMENTED(!present(t) || !t->_fw_grad(0).defined(), op, ": has no forward-mode derivative");
 }
 
 }  // namespace adder::ops

@@ -29,6 +29,10 @@ c10::SymInt check_sequences(const char* op, const at::Tensor& input, const std::
 // The values: start at 0, never fall, end at `length`. Not for Meta tensors.
 void check_cu_seqlens_values(const char* op, const at::Tensor& cu_seqlens, int64_t length);
 
+bool any_requires_grad(std::initializer_list<std::optional<at::Tensor>> tensors);
+// Forward-mode derivatives, which would otherwise get lost without a word.
+void check_no_forward_gradient(const char* op, std::initializer_list<std::optional<at::Tensor>> tensors);
+
 inline bool present(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() && tensor->defined();
 }

@@ -1,4 +1,6 @@
 #include <torch/library.h>
 
 // Each operator's file adds its schema to this library.
-TORCH_LIBRARY(adder, m) { (void)m; }
+TORCH_LIBRARY(adder, m) {
+  (void)m;
+}

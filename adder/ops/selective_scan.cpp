@@ -38,8 +38,13 @@ at::Tensor like_or_empty(const OptionalTensor& tensor, const at::Tensor& referen
 ScanForwardResult meta_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
   const c10::SymInt sequences = check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES);
   const at::TensorOptions real = u.options().dtype(accumulator_type(u.scalar_type()));
-  // Its true size depends on cu_seqlens' values and on the processor; nothing but the backward operator looks at it.
-  const at::Tensor border = at::empty_symint({save ? u.sym_size(1) : c10::SymInt(0)}, real);
+  c10::SymInt border_size = 0;
+  if (save) {
+    const c10::SymInt groups = B.dim() == 4 ? B.sym_size(2) : C.dim() == 4 ? C.sym_size(2) : c10::SymInt(1);
+    border_size = kernels::selective_scan_border_size(sequences, u.sym_size(1), present(cu_seqlens), u.sym_size(2),
+                                                      A.sym_size(1), groups, A.is_complex());
+  }
+  const at::Tensor border = at::empty_symint({border_size}, real);
   return {at::empty_symint(u.sym_sizes(), u.options()),
           at::empty_symint({sequences, u.sym_size(2), A.sym_size(1)}, A.options()), border};
 }

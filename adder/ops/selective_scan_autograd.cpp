@@ -55,9 +55,8 @@ struct SelectiveScanFunction : torch::autograd::Function<SelectiveScanFunction> 
 };
 
 std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_SELECTIVE_SCAN_ARGUMENTS) {
-  const auto wants = [](const OptionalTensor& t) { return present(t) && t->requires_grad(); };
-  const bool needed = at::GradMode::is_enabled() && (wants(u) || wants(delta) || wants(A) || wants(B) || wants(C) ||
-                                                     wants(D) || wants(z) || wants(delta_bias) || wants(initial_state));
+  check_no_forward_gradient("selective_scan", {ADDER_SELECTIVE_SCAN_TENSORS});
+  const bool needed = at::GradMode::is_enabled() && any_requires_grad({ADDER_SELECTIVE_SCAN_TENSORS});
   if (needed) {
     variable_list out = SelectiveScanFunction::apply(ADDER_SELECTIVE_SCAN_NAMES);
     return {out[0], out[1]};
@@ -70,7 +69,7 @@ std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_SELECTIVE_SCAN_ARGUMENTS)
 ScanBackwardResult no_second_derivative(const at::Tensor& dy, const OptionalTensor& dfinal_state,
                                         const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !at::GradMode::is_enabled() || !(dy.requires_grad() || u.requires_grad() || A.requires_grad()),
+      !at::GradMode::is_enabled() || !any_requires_grad({dy, dfinal_state, ADDER_SELECTIVE_SCAN_TENSORS}),
       "selective_scan: has no second derivative; selective_scan_composite has");
   at::AutoDispatchBelowADInplaceOrView guard;
   return selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES);

@@ -38,44 +38,46 @@ std::tuple<at::Tensor, at::Tensor> selective_scan_composite(const at::Tensor& u_
     u = at::where(valid, u, at::zeros_like(u));
     delta = at::where(valid, delta, at::zeros_like(delta));
   }
-  // Per-step B and C become (B, L, D, N).
-  const auto per_channel = [&](const at::Tensor& x) {
-    if (x.dim() == 2) return x;
+  // Per-step B or C as (B, L, D, N).
+  const auto per_step = [&](const at::Tensor& x) {
     at::Tensor wide = x.to(real);
     if (valid.defined()) wide = at::where(valid.unsqueeze(3), wide, at::zeros_like(wide));
     if (complex) wide = at::view_as_complex(wide.reshape({wide.size(0), wide.size(1), wide.size(2), state, 2}));
     return wide.repeat_interleave(channels / x.size(2), 2);
   };
-  const at::Tensor Bd = per_channel(B), Cd = per_channel(C);
-
-  std::vector<at::Tensor> rows, finals;
-  for (int64_t s = 0; s < sequences; ++s) {
-    const int64_t b = present(o.cu_seqlens) ? 0 : s;
-    const int64_t first = present(o.cu_seqlens) ? (*o.cu_seqlens)[s].item<int64_t>() : 0;
-    const int64_t last = present(o.cu_seqlens) ? (*o.cu_seqlens)[s + 1].item<int64_t>() : length;
-    at::Tensor h = present(o.initial_state) ? (*o.initial_state)[s] : at::zeros({channels, state}, A.options());
-    std::vector<at::Tensor> ys(last - first);
-    for (int64_t i = 0; i < last - first; ++i) {
-      const int64_t t = o.reverse ? last - 1 - i : first + i;
-      const at::Tensor step = delta[b][t].unsqueeze(1), x = step * A;  // (D, N)
-      at::Tensor input = (step * u[b][t].unsqueeze(1)) * (Bd.dim() == 2 ? Bd : Bd[b][t]);
+  // All rows at once, or the segments of the only row one after another. unbind, since the gradient of a selection for
+  // each step would be as long as the sequence.
+  const bool packed = present(o.cu_seqlens);
+  const auto steps = [](const at::Tensor& x, int64_t first, int64_t last) { return x.slice(1, first, last).unbind(1); };
+  std::vector<at::Tensor> ys, finals;
+  for (int64_t s = 0; s < (packed ? sequences : 1); ++s) {
+    const int64_t first = packed ? (*o.cu_seqlens)[s].item<int64_t>() : 0;
+    const int64_t last = packed ? (*o.cu_seqlens)[s + 1].item<int64_t>() : length;
+    const int64_t rows = packed ? 1 : sequences, count = last - first;
+    at::Tensor h = present(o.initial_state) ? o.initial_state->slice(0, s, s + rows)
+                                            : at::zeros({rows, channels, state}, A.options());
+    const auto us = steps(u, first, last), deltas = steps(delta, first, last);
+    const auto Bs = B.dim() == 2 ? std::vector<at::Tensor>(count, B) : steps(per_step(B), first, last);
+    const auto Cs = C.dim() == 2 ? std::vector<at::Tensor>(count, C) : steps(per_step(C), first, last);
+    std::vector<at::Tensor> segment(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = o.reverse ? count - 1 - i : i;
+      const at::Tensor x = deltas[t].unsqueeze(2) * A;  // (rows, D, N)
+      at::Tensor input = (deltas[t] * us[t]).unsqueeze(2) * Bs[t];
       if (zoh) input = input * zoh_factor(x);
       h = x.exp() * h + input;
-      const at::Tensor product = ((Cd.dim() == 2 ? Cd : Cd[b][t]) * h).sum(1);
-      ys[t - first] = complex ? 2 * at::real(product) : product;
+      const at::Tensor product = (Cs[t] * h).sum(2);
+      segment[t] = complex ? 2 * at::real(product) : product;
     }
+    ys.insert(ys.end(), segment.begin(), segment.end());
     finals.push_back(h);
-    rows.push_back(ys.empty() ? at::zeros({0, channels}, u.options()) : at::stack(ys));
   }
-  at::Tensor y;
-  if (present(o.cu_seqlens))
-    y = (rows.empty() ? at::zeros({0, channels}, u.options()) : at::cat(rows)).unsqueeze(0);
-  else
-    y = rows.empty() ? at::zeros({0, length, channels}, u.options()) : at::stack(rows);
+  at::Tensor y = ys.empty() ? at::zeros(u.sizes(), u.options()) : at::stack(ys, 1);
+  // cat copies, so that the state of no steps is no alias of the initial one.
+  const at::Tensor final_state = finals.empty() ? at::zeros({0, channels, state}, A.options()) : at::cat(finals);
   if (present(o.D)) y = y + u * *o.D;
   if (present(o.z)) y = y * at::silu(o.z->to(real));
   if (valid.defined()) y = at::where(valid, y, at::zeros_like(y));
-  const at::Tensor final_state = finals.empty() ? at::zeros({0, channels, state}, A.options()) : at::stack(finals);
   return {y.to(u_in.scalar_type()), final_state};
 }
 

@@ -71,7 +71,8 @@ ScanForwardResult cpu_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
     p.y = view3<T>(y);
     p.final_state = numbers<R>(final_state);
     if (save) {
-      border.resize_({kernels::selective_scan_border_size(p.layout, p.channels, p.state, p.groups, p.complex)});
+      border.resize_({kernels::selective_scan_border_size(sequences, u.size(1), present(cu_seqlens), p.channels,
+                                                          p.state, p.groups, p.complex)});
       p.border_states = numbers<R>(border);
     }
     kernels::cpu::selective_scan_forward(p);

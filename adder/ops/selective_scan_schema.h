@@ -21,6 +21,8 @@ using OptionalTensor = std::optional<at::Tensor>;
       const OptionalTensor &cu_seqlens, bool reverse
 #define ADDER_SELECTIVE_SCAN_NAMES \
   u, delta, A, B, C, D, z, delta_bias, delta_softplus, discretization, initial_state, mask, cu_seqlens, reverse
+// Those of them that can have a gradient.
+#define ADDER_SELECTIVE_SCAN_TENSORS u, delta, A, B, C, D, z, delta_bias, initial_state
 
 // y (B, L, D), final_state (S, D, N), border_states (opaque, for the backward pass; empty unless `save`).
 using ScanForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;

@@ -195,9 +195,9 @@ class Run {
     auto snapshot = std::make_shared<const Snapshot>(config_, *model_, *optimizer_, state_);
     writing_ = std::async(std::launch::async, [snapshot, path, folder = folder_, keep = options_.keep_checkpoints] {
       snapshot->write(path);
-      std::vector<fs::path> numbered = weights::list_checkpoints(folder);
+      const auto numbered = weights::list_checkpoints(folder);
       for (size_t i = 0; i + static_cast<size_t>(keep) < numbered.size(); ++i)
-        core::remove_folder_atomically(numbered[i]);
+        core::remove_folder_atomically(numbered[i].path);
     });
   }
 
@@ -214,7 +214,7 @@ class Run {
     for (const std::string& reason : latest->damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
     state_ = load_run(latest->checkpoint, config_, *model_, *optimizer_);
     saved_step_ = state_.step;
-    at::detail::getDefaultCPUGenerator().set_state(state_.generator);
+    at::Generator(at::detail::getDefaultCPUGenerator()).set_state(state_.generator);
     fmt::print(stderr, "resuming from {} (step {})\n", latest->checkpoint.path().string(), state_.step);
   }
 

@@ -6,12 +6,12 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "adder/core/error.h"
+#include "adder/core/json_text.h"
 
 namespace adder::weights {
 namespace {
@@ -48,33 +48,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-// Walks over the header's bytes and tells how far the parser has read.
-class TrackingIterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  TrackingIterator(const char* at, const char** reached) : at_(at), reached_(reached) {}
-  reference operator*() const { return *at_; }
-  TrackingIterator& operator++() {
-    *reached_ = ++at_;
-    return *this;
-  }
-  TrackingIterator operator++(int) {
-    const TrackingIterator before = *this;
-    ++*this;
-    return before;
-  }
-  bool operator==(const TrackingIterator& other) const { return at_ == other.at_; }
-
- private:
-  const char* at_;
-  const char** reached_;
-};
-
 // Receives the JSON piece by piece, so that nothing but the header's own form is ever built, however deep or large it
 // is.
 class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
@@ -83,7 +56,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   SafetensorsHeader read() {
     const char* end = text_.data() + text_.size();
-    nlohmann::json::sax_parse(TrackingIterator(text_.data(), &reached_), TrackingIterator(end, &reached_), this);
+    nlohmann::json::sax_parse(core::JsonIterator(text_.data(), &reached_), core::JsonIterator(end, &reached_), this);
     return std::move(header_);
   }
 
@@ -172,12 +145,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool binary(nlohmann::json::binary_t&) override { return misplaced("binary data"); }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    // The library's text ends in the token that it could not read, which may be the whole header.
-    std::string_view reason = error.what();
-    if (const size_t start = reason.rfind("syntax error", 200); start != reason.npos) reason.remove_prefix(start);
-    reason = reason.substr(0, reason.find("; last read"));
     fail("{}: the header is not valid JSON at byte {}: {}", path_, kLengthBytes + static_cast<int64_t>(position) - 1,
-         reason.substr(0, 200));
+         core::json_error_reason(error));
   }
 
  private:
@@ -301,10 +270,7 @@ SafetensorsHeader parse_header(std::span<const std::byte> file, const std::strin
               length + static_cast<uint64_t>(kLengthBytes), file_size);
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
   ADDER_CHECK(text.starts_with('{'), "{}: not a safetensors file: the header must begin with '{{' at byte 8", path);
-  // The JSON library takes a zero for the end of its input.
-  const size_t zero = text.find('\0');
-  ADDER_CHECK(zero == std::string_view::npos, "{}: the header is not valid JSON at byte {}: a zero byte", path,
-              static_cast<size_t>(kLengthBytes) + zero);
+  core::check_no_zero_byte(text, path + ": the header", kLengthBytes);
   SafetensorsHeader header = HeaderReader(text, path).read();
   header.data_start = kLengthBytes + static_cast<int64_t>(length);
   check_layout(header, file_size, path);

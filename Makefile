@@ -1,0 +1,51 @@
+# The front door. `make` lists the targets.
+PRESET ?= release
+BUILD := build/$(PRESET)
+ADDER := build/release/adder
+PYTHON := .venv/bin/python
+CMAKE_FLAGS := $(if $(ADDER_TORCH),-DADDER_TORCH=$(ADDER_TORCH))
+
+.PHONY: help setup build test test-asan test-tsan demo bench format format-check lint layers clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what the build needs: Debian packages, .venv with LibTorch
+	@tools/setup.sh
+
+build: setup ## build the program (build/release/adder), the library and the tests
+	@cmake --preset $(PRESET) $(CMAKE_FLAGS) -Wno-dev --log-level=WARNING
+	@cmake --build --preset $(PRESET)
+
+test: build ## run all tests
+	@ctest --preset $(PRESET) --progress
+
+test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) test PRESET=asan
+
+test-tsan: ## run the tests of host threads under ThreadSanitizer
+	@$(MAKE) build PRESET=tsan
+	@ctest --preset tsan -L threads
+
+demo: setup ## train with and without selection, draw both curves, train on this project's text
+	@cmake --preset release $(CMAKE_FLAGS) -Wno-dev --log-level=WARNING
+	@cmake --build --preset release --target adder_program
+	@tools/demo.sh
+
+bench: build ## measure speed and memory on this machine
+	@tools/bench.sh
+
+format: setup ## format all sources
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
+
+format-check: setup ## fail where a source is not formatted
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs .venv/bin/clang-format --dry-run -Werror && echo "format: all files clean"
+
+layers: ## check that includes keep the layers of docs/architecture.md
+	@tools/check_layers.py
+
+lint: build layers ## clang-tidy on the library and the program
+	@git ls-files 'adder/**/*.cpp' 'cli/*.cpp' | grep -v 'kernels/.*_cpu.cpp' | xargs -P $$(nproc) -n 4 .venv/bin/clang-tidy --quiet -p $(BUILD)
+
+clean: ## remove the builds and the demo's runs
+	@rm -rf build runs/demo

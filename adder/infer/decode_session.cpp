@@ -1,0 +1,203 @@
+#include "adder/infer/decode_session.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+
+#include "adder/core/error.h"
+
+namespace adder::infer {
+namespace {
+
+using models::LMState;
+
+// Dropout off, and the mode as it was at the end.
+class EvaluationMode {
+ public:
+  explicit EvaluationMode(models::MambaLM& model) : model_(model), training_(model->is_training()) {
+    if (training_) model_->eval();
+  }
+  ~EvaluationMode() {
+    if (training_) model_->train();
+  }
+  EvaluationMode(const EvaluationMode&) = delete;
+  EvaluationMode& operator=(const EvaluationMode&) = delete;
+
+ private:
+  models::MambaLM& model_;
+  bool training_;
+};
+
+void check_token(int64_t token, size_t row, size_t position, int64_t vocab) {
+  ADDER_CHECK(token >= 0 && token < vocab, "token {} at position {} of row {} is outside the vocabulary [0, {})", token,
+              position, row, vocab);
+}
+
+// Some steps of some adjoining rows, as one packed pass.
+struct Piece {
+  int64_t first_row = 0;
+  std::vector<int64_t> ids;
+  std::vector<int64_t> offsets = {0};  // (rows + 1)
+  std::vector<int64_t> ended_rows;     // whose last token is in this piece
+  std::vector<int64_t> ends;           // where in `ids`
+
+  int64_t rows() const { return static_cast<int64_t>(offsets.size()) - 1; }
+};
+
+// Cuts the prompts, one after another, into pieces.
+class Cutter {
+ public:
+  Cutter(const std::vector<std::vector<int64_t>>& prompts, int64_t size) : prompts_(prompts), size_(size) {}
+
+  bool done() const { return row_ == prompts_.size(); }
+
+  Piece next() {
+    Piece piece;
+    piece.first_row = static_cast<int64_t>(row_);
+    const auto size = [&piece] { return static_cast<int64_t>(piece.ids.size()); };
+    while (!done() && size() < size_) {
+      const std::vector<int64_t>& prompt = prompts_[row_];
+      const int64_t left = static_cast<int64_t>(prompt.size()) - position_;
+      const int64_t count = std::min(left, size_ - size());
+      const auto begin = prompt.begin() + position_;
+      piece.ids.insert(piece.ids.end(), begin, begin + count);
+      piece.offsets.push_back(size());
+      position_ += count;
+      if (count < left) break;
+      if (count > 0) {
+        piece.ended_rows.push_back(static_cast<int64_t>(row_));
+        piece.ends.push_back(size() - 1);
+      }
+      ++row_;
+      position_ = 0;
+    }
+    return piece;
+  }
+
+ private:
+  const std::vector<std::vector<int64_t>>& prompts_;
+  int64_t size_;
+  size_t row_ = 0;
+  int64_t position_ = 0;
+};
+
+LMState narrow(const LMState& state, int64_t first, int64_t count) {
+  LMState part;
+  for (const nn::MambaState& layer : state.layers)
+    part.layers.push_back({layer.conv.narrow(0, first, count), layer.ssm.narrow(0, first, count)});
+  return part;
+}
+
+torch::Tensor zeros_of_rows(const torch::Tensor& like, int64_t rows) {
+  std::vector<int64_t> shape = like.sizes().vec();
+  shape[0] = rows;
+  return torch::zeros(shape, like.options());
+}
+
+// A copy that can be written to: other holders of `state` keep theirs.
+LMState writable(const LMState& state, const LMState& like, int64_t rows) {
+  LMState copy;
+  for (size_t i = 0; i < like.layers.size(); ++i) {
+    if (state.layers.empty())
+      copy.layers.push_back({zeros_of_rows(like.layers[i].conv, rows), zeros_of_rows(like.layers[i].ssm, rows)});
+    else
+      copy.layers.push_back({state.layers[i].conv.clone(), state.layers[i].ssm.clone()});
+  }
+  return copy;
+}
+
+}  // namespace
+
+DecodeState DecodeState::select(const std::vector<int64_t>& rows) const {
+  for (const int64_t row : rows)
+    ADDER_CHECK(row >= 0 && row < this->rows(), "select: row {} is not one of the {} rows", row, this->rows());
+  if (rows.empty()) return {};
+  const c10::InferenceMode inference;
+  const torch::Tensor index = torch::tensor(rows, torch::kLong).to(logits.device());
+  return {lm.select(index), logits.index_select(0, index)};
+}
+
+DecodeSession::DecodeSession(models::MambaLM model, int64_t piece_tokens)
+    : model_(std::move(model)), piece_tokens_(piece_tokens), device_(model_->parameters().front().device()) {
+  ADDER_CHECK(piece_tokens >= 1, "piece_tokens must be at least 1, got {}", piece_tokens);
+}
+
+const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_t>>& prompts) {
+  const auto count = static_cast<int64_t>(prompts.size());
+  const bool fresh = rows() == 0;
+  ADDER_CHECK(fresh || count == rows(), "prefill: a session of {} rows needs as many prompts, got {}", rows(), count);
+  for (size_t row = 0; row < prompts.size(); ++row) {
+    ADDER_CHECK(!fresh || !prompts[row].empty(), "prefill: the prompt of row {} is empty, and no token precedes it",
+                row);
+    for (size_t i = 0; i < prompts[row].size(); ++i) check_token(prompts[row][i], row, i, vocab_size());
+  }
+  const c10::InferenceMode inference;
+  const EvaluationMode evaluation(model_);
+  DecodeState next = fresh ? DecodeState() : state_;
+  next.logits = fresh ? torch::empty({count, vocab_size()}, torch::TensorOptions(device_)) : state_.logits.clone();
+  bool ours = false;  // next.lm is shared with no one
+  for (Cutter cutter(prompts, piece_tokens_); !cutter.done();) {
+    const Piece piece = cutter.next();
+    if (piece.ids.empty()) continue;
+    const torch::Tensor ids = torch::tensor(piece.ids, torch::kLong).unsqueeze(0).to(device_);
+    auto [hidden, after] = model_->hidden(ids, narrow(next.lm, piece.first_row, piece.rows()),
+                                          {.cu_seqlens = torch::tensor(piece.offsets, torch::kLong)});
+    if (piece.rows() == count) {
+      next.lm = std::move(after);
+      ours = true;
+    } else {
+      if (!ours) next.lm = writable(next.lm, after, count);
+      ours = true;
+      const LMState part = narrow(next.lm, piece.first_row, piece.rows());
+      for (size_t i = 0; i < part.layers.size(); ++i) {
+        part.layers[i].conv.copy_(after.layers[i].conv);
+        part.layers[i].ssm.copy_(after.layers[i].ssm);
+      }
+    }
+    if (piece.ends.empty()) continue;
+    const auto index = [this](const std::vector<int64_t>& values) {
+      return torch::tensor(values, torch::kLong).to(device_);
+    };
+    const torch::Tensor last = hidden[0].index_select(0, index(piece.ends));
+    next.logits.index_copy_(0, index(piece.ended_rows), model_->logits(last).to(torch::kFloat));
+  }
+  state_ = std::move(next);
+  return state_.logits;
+}
+
+const torch::Tensor& DecodeSession::step(const std::vector<int64_t>& tokens) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  const bool fresh = rows() == 0;
+  ADDER_CHECK(fresh || count == rows(), "step: a session of {} rows needs as many tokens, got {}", rows(), count);
+  if (count == 0) return prefill({});
+  for (size_t row = 0; row < tokens.size(); ++row) check_token(tokens[row], row, 0, vocab_size());
+  const c10::InferenceMode inference;
+  const EvaluationMode evaluation(model_);
+  const torch::Tensor ids = torch::tensor(tokens, torch::kLong).unsqueeze(1).to(device_);
+  auto [hidden, after] = model_->hidden(ids, fresh ? LMState() : state_.lm);
+  state_ = {std::move(after), model_->logits(hidden.select(1, 0)).to(torch::kFloat).contiguous()};
+  return state_.logits;
+}
+
+void DecodeSession::select(const std::vector<int64_t>& rows) {
+  state_ = state_.select(rows);
+}
+
+void DecodeSession::set_state(DecodeState state) {
+  const int64_t rows = state.rows();
+  if (rows > 0) {
+    ADDER_CHECK(state.logits.dim() == 2 && state.logits.size(1) == vocab_size(),
+                "set_state: logits must have shape (S, V) with V = {}, got ({})", vocab_size(),
+                fmt::join(state.logits.sizes().vec(), ", "));
+    ADDER_CHECK(static_cast<int64_t>(state.lm.layers.size()) == model_->options().n_layer,
+                "set_state: a state of {} layers does not fit a model of {}", state.lm.layers.size(),
+                model_->options().n_layer);
+    for (size_t i = 0; i < state.lm.layers.size(); ++i)
+      for (const torch::Tensor& t : {state.lm.layers[i].conv, state.lm.layers[i].ssm})
+        ADDER_CHECK(t.defined() && t.dim() > 0 && t.size(0) == rows,
+                    "set_state: layer {} must have a state for each of the {} rows of the logits", i, rows);
+  }
+  state_ = std::move(state);
+}
+
+}  // namespace adder::infer

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "adder/models/mamba_lm.h"
+
+namespace adder::infer {
+
+// What a session needs to go on: a value, to be kept, copied and set again, in this session or another of the same
+// model. S rows; without rows it is the beginning. The tensors are made in inference mode.
+struct DecodeState {
+  models::LMState lm;
+  torch::Tensor logits;  // (S, V) float32, after each row's last token
+
+  int64_t rows() const { return logits.defined() ? logits.size(0) : 0; }
+  // Copies of these rows, in this order; a row may come several times.
+  DecodeState select(const std::vector<int64_t>& rows) const;
+};
+
+// Rows of tokens on their way through a model, each with its recurrent state: what went in is never computed again.
+// The model is run without gradient and without dropout, and its training mode is left as it was.
+class DecodeSession {
+ public:
+  // At most `piece_tokens` tokens go through the model at once, which bounds its memory.
+  explicit DecodeSession(models::MambaLM model, int64_t piece_tokens = 4096);
+
+  // Feeds row i the tokens prompts[i], in as few passes as piece_tokens allows. A session without rows gets one for
+  // each prompt, from the zero state, and each needs a token; else each row goes on from where it is, and stays there
+  // where its prompt is empty. Logits (S, V) float32 after each row's last token, on the model's device.
+  const torch::Tensor& prefill(const std::vector<std::vector<int64_t>>& prompts);
+  // One more token for each row: the same as prefill, as one step.
+  const torch::Tensor& step(const std::vector<int64_t>& tokens);
+  // Goes on with these rows, in this order; a row may come several times.
+  void select(const std::vector<int64_t>& rows);
+
+  int64_t rows() const { return state_.rows(); }
+  int64_t vocab_size() const { return model_->options().vocab_size; }
+  const DecodeState& state() const { return state_; }
+  // A default one begins anew.
+  void set_state(DecodeState state);
+
+ private:
+  models::MambaLM model_;
+  int64_t piece_tokens_;
+  torch::Device device_;
+  DecodeState state_;
+};
+
+}  // namespace adder::infer

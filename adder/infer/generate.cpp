@@ -1,0 +1,151 @@
+#include "adder/infer/generate.h"
+
+#include <ATen/Parallel.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "adder/core/error.h"
+
+namespace adder::infer {
+namespace {
+
+using Tokens = std::vector<int64_t>;
+
+class Stopwatch {
+ public:
+  // Seconds since the last call, or since the beginning.
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(start_, now)).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// Below this many logits a thread, starting it costs more than it saves.
+constexpr int64_t kLogitsPerThread = 16384;
+
+// The prompts as they go in, all arguments checked.
+std::vector<Tokens> prepared(const DecodeSession& session, const std::vector<Tokens>& prompts,
+                             const GenerateOptions& options) {
+  options.sampling.check();
+  const int64_t vocab = session.vocab_size();
+  for (const int64_t token : options.sampling.stop_tokens)
+    ADDER_CHECK(token >= 0 && token < vocab, "generate: stop token {} is outside the vocabulary [0, {})", token, vocab);
+  ADDER_CHECK(options.start_token >= -1 && options.start_token < vocab,
+              "generate: start_token must be in the vocabulary [0, {}), or -1 for none, got {}", vocab,
+              options.start_token);
+  ADDER_CHECK(options.row_numbers.empty() || options.row_numbers.size() == prompts.size(),
+              "generate: {} row numbers for {} prompts", options.row_numbers.size(), prompts.size());
+  std::vector<Tokens> fed = prompts;
+  if (session.rows() > 0) return fed;
+  for (size_t row = 0; row < fed.size(); ++row) {
+    if (!fed[row].empty()) continue;
+    ADDER_CHECK(options.start_token >= 0, "generate: the prompt of row {} is empty, and there is no start_token", row);
+    fed[row] = {options.start_token};
+  }
+  return fed;
+}
+
+// A token for each row of the batch; `rows` says which rows of the call they are.
+Tokens choose(const torch::Tensor& logits, const std::vector<size_t>& rows, const GenerateOptions& options,
+              int64_t step, const std::vector<Tokens>& histories) {
+  const torch::Tensor host = logits.to(torch::kCPU).contiguous();
+  const int64_t vocab = host.size(1);
+  const float* values = host.const_data_ptr<float>();
+  Tokens chosen(rows.size());
+  const auto choose_range = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const size_t row = rows[static_cast<size_t>(i)];
+      const int64_t number = options.row_numbers.empty() ? static_cast<int64_t>(row) : options.row_numbers[row];
+      try {
+        chosen[static_cast<size_t>(i)] = sample_token({values + i * vocab, static_cast<size_t>(vocab)},
+                                                      options.sampling, number, step, histories[row]);
+      } catch (const Error& error) {
+        fail("generate: row {} after {} tokens: {}", row, step, error.what());
+      }
+    }
+  };
+  at::parallel_for(0, static_cast<int64_t>(rows.size()), std::max<int64_t>(1, kLogitsPerThread / vocab), choose_range);
+  return chosen;
+}
+
+}  // namespace
+
+void GenerateOptions::visit(core::FieldVisitor& v) {
+  sampling.visit(v);
+  v.field("start_token", start_token, "the token that an empty prompt stands for; -1: an empty prompt is an error",
+          {.min = -1});
+  v.field("piece_tokens", piece_tokens, "prompt tokens that go through the model at once, at most", {.min = 1});
+}
+
+Generation generate(DecodeSession& session, const std::vector<Tokens>& prompts, const GenerateOptions& options,
+                    const TokenCallback& callback) {
+  std::vector<Tokens> histories = prepared(session, prompts, options);
+  const Tokens& stops = options.sampling.stop_tokens;
+  Generation result;
+  result.rows.resize(prompts.size());
+  for (const Tokens& prompt : histories) result.prompt_tokens += static_cast<int64_t>(prompt.size());
+
+  Stopwatch watch;
+  torch::Tensor logits = session.prefill(histories).to(torch::kCPU);
+  result.prompt_seconds = watch.lap();
+
+  std::vector<size_t> active(prompts.size());
+  std::iota(active.begin(), active.end(), size_t{0});
+  Tokens next;
+  for (int64_t step = 0; step < options.sampling.max_tokens && !active.empty(); ++step) {
+    if (step > 0) {
+      logits = session.step(next);
+      result.decode_tokens += static_cast<int64_t>(next.size());
+    }
+    const Tokens chosen = choose(logits, active, options, step, histories);
+    next.clear();
+    Tokens places;  // in the batch, of the rows that go on
+    std::vector<size_t> going_on;
+    bool stop_all = false;
+    for (size_t i = 0; i < active.size(); ++i) {
+      const size_t row = active[i];
+      GeneratedRow& out = result.rows[row];
+      Proceed proceed = Proceed::kStopRow;
+      if (std::find(stops.begin(), stops.end(), chosen[i]) != stops.end()) {
+        out.finish = FinishReason::kStopToken;
+      } else {
+        out.tokens.push_back(chosen[i]);
+        histories[row].push_back(chosen[i]);
+        proceed = callback ? callback(static_cast<int64_t>(row), chosen[i]) : Proceed::kContinue;
+        if (proceed != Proceed::kContinue) out.finish = FinishReason::kCallback;
+      }
+      stop_all = proceed == Proceed::kStopAll;
+      if (stop_all) {
+        going_on.insert(going_on.end(), active.begin() + static_cast<std::ptrdiff_t>(i) + 1, active.end());
+        break;
+      }
+      if (proceed == Proceed::kStopRow) continue;
+      places.push_back(static_cast<int64_t>(i));
+      going_on.push_back(row);
+      next.push_back(chosen[i]);
+    }
+    if (stop_all) {
+      for (const size_t row : going_on) result.rows[row].finish = FinishReason::kCallback;
+      break;
+    }
+    if (places.size() < active.size()) session.select(places);
+    active = std::move(going_on);
+  }
+  session.set_state({});
+  result.decode_seconds = watch.lap();
+  return result;
+}
+
+Generation generate(const models::MambaLM& model, const std::vector<Tokens>& prompts, const GenerateOptions& options,
+                    const TokenCallback& callback) {
+  DecodeSession session(model, options.piece_tokens);
+  return generate(session, prompts, options, callback);
+}
+
+}  // namespace adder::infer
