@@ -10,16 +10,16 @@ namespace adder::cli {
 
 // One line of a chart, through its points in their order; x and y are equally long.
 struct Series {
-  std::string name;  // for the legend; empty: not listed there
-  std::vector<double> x, y;
+  std::string name = {};  // for the legend; empty: not listed there
+  std::vector<double> x = {}, y = {};
 };
 
 struct ChartOptions {
-  std::string title, x_label, y_label;
+  std::string title = {}, x_label = {}, y_label = {};
   bool log_x = false, log_y = false;
-  std::optional<double> y_min, y_max;  // without them the axis follows the points
-  int64_t width = 900, height = 540;   // in points
-  int64_t pixels_per_point = 2;        // so that the picture is sharp on fine screens
+  std::optional<double> y_min = {}, y_max = {};  // without them the axis follows the points
+  int64_t width = 900, height = 540;             // in points
+  int64_t pixels_per_point = 2;                  // so that the picture is sharp on fine screens
 };
 
 // Draws the lines as a PNG file, which it creates or replaces at once. A point that is not finite (or not above zero on

@@ -61,7 +61,8 @@ void add_line(Metrics& metrics, std::string_view line, const std::string& where)
 
 Metrics read_metrics(const fs::path& run) {
   const fs::path path = fs::is_directory(run) ? run / "metrics.jsonl" : run;
-  Metrics metrics{.path = path.string(), .steps = {}, .figures = {}, .names = {}};
+  Metrics metrics;
+  metrics.path = path.string();
   const core::MappedFile file(path);
   std::string_view rest(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   for (int64_t number = 1; !rest.empty(); ++number) {
@@ -125,7 +126,7 @@ std::vector<double> smoothed(const std::vector<double>& values, int64_t window) 
 Series make_series(const Metrics& metrics, const std::string& y, const PlotArguments& arguments) {
   const Figure& figure = find_figure(metrics, y);
   const std::vector<double> x = arguments.x == "tokens" ? tokens_of_lines(metrics) : metrics.steps;
-  Series series{.name = "", .x = {}, .y = figure.values};
+  Series series{.y = figure.values};
   for (const size_t line : figure.lines) series.x.push_back(x[line]);
   // Figures of an evaluation are means already.
   if (arguments.smooth > 1 && !y.starts_with("eval_")) series.y = smoothed(series.y, arguments.smooth);
