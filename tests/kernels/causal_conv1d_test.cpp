@@ -1,6 +1,7 @@
 #include "adder/kernels/causal_conv1d.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <cmath>
 #include <cstring>
@@ -356,6 +357,31 @@ TEST(CausalConv1d, SameBitsOnEveryRunAndForAnyThreads) {
       expect_same_bits(once.dinitial_window, again.dinitial_window);
     }
   }
+}
+
+TEST(CausalConv1d, MoreChannelsThanSixteenBitsCount) {
+  const Row row{.name = "wide", .batch = 1, .length = 3, .channels = 65539};
+  compare<float>(row);
+}
+
+// Rows more than 2^31 elements apart, of which the system keeps only the pages touched.
+TEST(CausalConv1d, OffsetsOfSixtyFourBits) {
+  const Row row{.name = "far", .batch = 1, .length = 3, .channels = 5};
+  const int64_t stride = (int64_t{1} << 31) + 5;
+  const size_t bytes = static_cast<size_t>(2 * stride + row.channels) * sizeof(bfloat16);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) GTEST_SKIP() << "no address space of " << bytes << " bytes";
+  Inputs<bfloat16> inputs(row);
+  const Results expected = run_kernel(row, inputs);
+  const View3<bfloat16> near = inputs.x.view, far{static_cast<bfloat16*>(memory), 0, stride, 1};
+  for (int64_t t = 0; t < row.length; ++t)
+    for (int64_t d = 0; d < row.channels; ++d) far.data[t * far.l + d] = near.data[t * near.l + d];
+  inputs.x.view = far;
+  const Results got = run_kernel(row, inputs);
+  expect_same_bits(got.y, expected.y);
+  expect_same_bits(got.dx, expected.dx);
+  expect_same_bits(got.dweight, expected.dweight);
+  munmap(memory, bytes);
 }
 
 // NaN and infinities come out where the formula puts them, and nowhere else.
