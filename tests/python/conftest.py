@@ -1,0 +1,7 @@
+import os
+
+import torch
+
+
+def pytest_configure(config):
+    torch.ops.load_library(os.environ["ADDER_OPS_LIBRARY"])
