@@ -2,8 +2,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "adder/ops/causal_conv1d_schema.h"
 #include "adder/ops/checks.h"
 
@@ -40,13 +38,9 @@ struct CausalConv1dFunction : torch::autograd::Function<CausalConv1dFunction> {
   }
 };
 
-bool gradient_needed(std::initializer_list<std::optional<at::Tensor>> tensors) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return present(t) && t->requires_grad(); });
-}
-
 ConvForwardResult with_gradient(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
-  if (gradient_needed({x, weight, bias, initial_window})) {
+  check_no_forward_gradient("causal_conv1d", {x, weight, bias, initial_window});
+  if (at::GradMode::is_enabled() && any_requires_grad({x, weight, bias, initial_window})) {
     const variable_list out = CausalConv1dFunction::apply(ADDER_CAUSAL_CONV1D_NAMES);
     return {out[0], out[1]};
   }
@@ -56,8 +50,9 @@ ConvForwardResult with_gradient(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
 
 ConvBackwardResult no_second_derivative(const at::Tensor& dy, const std::optional<at::Tensor>& dfinal_window,
                                         ADDER_CAUSAL_CONV1D_ARGUMENTS) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!gradient_needed({dy, dfinal_window, x, weight, bias, initial_window}),
-                              "causal_conv1d: has no second derivative; causal_conv1d_composite has");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !at::GradMode::is_enabled() || !any_requires_grad({dy, dfinal_window, x, weight, bias, initial_window}),
+      "causal_conv1d: has no second derivative; causal_conv1d_composite has");
   at::AutoDispatchBelowADInplaceOrView guard;
   return causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
 }

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -28,8 +29,9 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
     const variable_list saved = context->get_saved_variables();
     const at::ScalarType weight_dtype = context->saved_data["weight_dtype"].toScalarType();
     const at::Tensor none, &dloss = grads[0];
-    // The usual incoming gradient is exactly 1: the pass over dweight is then saved.
-    const bool one = dloss.is_cpu() && dloss.item<double>() == 1;
+    // The usual incoming gradient is exactly 1: the pass over dweight is then saved. A compiler's stand-in has no
+    // value.
+    const bool one = dloss.is_cpu() && !at::isTensorSubclassLike(dloss) && dloss.item<double>() == 1;
     const auto scaled = [&](const at::Tensor& grad) { return one ? grad : grad * dloss.to(grad.scalar_type()); };
     return {scaled(saved[0]), scaled(saved[1]).to(weight_dtype), none, none, none};
   }

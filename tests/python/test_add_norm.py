@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise
+from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
 
 add_norm = torch.ops.adder.add_norm
 
@@ -52,3 +52,8 @@ def test_opcheck(name):
 @pytest.mark.parametrize("name", ("base", "layer", "plain", "bfloat16"))
 def test_one_graph_for_all_lengths(name):
     one_graph(add_norm, [make(**{**REPRESENTATIVE[name], "rows": (2, L)}) for L in (5, 7, 66)])
+
+
+@pytest.mark.parametrize("name", ("x", "weight"))
+def test_forward_mode_is_refused(name):
+    refuses_forward_mode(add_norm, make(), name)

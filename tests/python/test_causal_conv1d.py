@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise
+from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
 
 conv = torch.ops.adder.causal_conv1d
 
@@ -65,3 +65,8 @@ def test_opcheck(name):
 @pytest.mark.parametrize("name", ("base", "plain", "packed", "mask_reverse"))
 def test_one_graph_for_all_lengths(name):
     one_graph(conv, [make(**{**REPRESENTATIVE[name], "L": L}) for L in (5, 7, 66, 130)])
+
+
+@pytest.mark.parametrize("name", ("x", "weight", "initial_window"))
+def test_forward_mode_is_refused(name):
+    refuses_forward_mode(conv, make(), name)

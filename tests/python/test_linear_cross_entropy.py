@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise
+from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
 
 loss = torch.ops.adder.linear_cross_entropy
 
@@ -55,3 +55,8 @@ def test_opcheck(name):
 @pytest.mark.parametrize("name", ("base", "padded", "float32_weight"))
 def test_one_graph_for_all_lengths(name):
     one_graph(loss, [make(**{**REPRESENTATIVE[name], "rows": rows}) for rows in (5, 7, 66)])
+
+
+@pytest.mark.parametrize("name", ("x", "weight"))
+def test_forward_mode_is_refused(name):
+    refuses_forward_mode(loss, make(), name)

@@ -108,6 +108,6 @@ def test_one_graph_for_all_lengths(name):
     one_graph(scan, [make(**{**REPRESENTATIVE[name], "L": L}) for L in (5, 7, 66, 130)])
 
 
-def test_forward_mode_is_refused():
-    for name in ("u", "A", "initial_state"):
-        refuses_forward_mode(scan, make(), name)
+@pytest.mark.parametrize("name", ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"))
+def test_forward_mode_is_refused(name):
+    refuses_forward_mode(scan, make(), name)

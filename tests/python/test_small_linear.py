@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, one_graph, opcheck
+from checks import gradcheck, one_graph, opcheck, refuses_forward_mode
 
 linear = torch.ops.adder.small_linear
 
@@ -39,3 +39,8 @@ def test_opcheck(name):
 
 def test_one_graph_for_all_row_counts():
     one_graph(linear, [make(rows=(rows,)) for rows in (2, 3, 7)])
+
+
+@pytest.mark.parametrize("name", ("x", "weight"))
+def test_forward_mode_is_refused(name):
+    refuses_forward_mode(linear, make(), name)
