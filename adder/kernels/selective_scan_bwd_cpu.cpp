@@ -264,11 +264,12 @@ struct Backward {
   }
 
   void run() const {
-    parallel_items(plan.blocks * plan.slabs, p.threads,
+    const int64_t threads = plan.useful_threads(p.layout, p.threads);
+    parallel_items(plan.blocks * plan.slabs, threads,
                    [&](int64_t i, int64_t) { item(i % plan.blocks, i / plan.blocks); });
-    parallel_items(plan.blocks, p.threads, [&](int64_t i, int64_t) { finish_block(i); });
+    parallel_items(plan.blocks, threads, [&](int64_t i, int64_t) { finish_block(i); });
     const int64_t rows = p.layout.batch * p.layout.length * p.groups, piece = 256;
-    parallel_items((rows + piece - 1) / piece, p.threads, [&](int64_t i, int64_t) {
+    parallel_items((rows + piece - 1) / piece, threads, [&](int64_t i, int64_t) {
       const int64_t first = i * piece, last = HWY_MIN(rows, first + piece);
       if (!p.constant_B) finish_steps(work.dB, p.dB_step, first, last);
       if (!p.constant_C) finish_steps(work.dC, p.dC_step, first, last);

@@ -166,7 +166,7 @@ template <typename T>
 void scan_forward(const SelectiveScanForward<T>& p) {
   const ScanPlan plan(p.layout, p.channels, p.state, p.groups, p.complex);
   const Forward<T> forward{p, plan};
-  parallel_items(plan.blocks * plan.slabs, p.threads,
+  parallel_items(plan.blocks * plan.slabs, plan.useful_threads(p.layout, p.threads),
                  [&](int64_t i, int64_t) { forward.item(i % plan.blocks, i / plan.blocks); });
 }
 

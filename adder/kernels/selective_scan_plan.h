@@ -33,6 +33,12 @@ struct ScanPlan {
       chunk_offset[s + 1] = chunk_offset[s] + (sequence_length(layout, s) + kScanChunk - 1) / kScanChunk;
   }
 
+  // A few thousand states are done before other threads have woken up.
+  int64_t useful_threads(const SequenceLayout& layout, int64_t threads) const {
+    const int64_t states = layout.batch * layout.length * units * kUnit * planes;
+    return states < 65536 ? 1 : threads;
+  }
+
   static int64_t sequence_begin(const SequenceLayout& layout, int64_t s) {
     return layout.cu_seqlens != nullptr ? layout.cu_seqlens[s] : 0;
   }

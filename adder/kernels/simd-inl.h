@@ -278,8 +278,12 @@ HWY_INLINE void store_as(D d, V v, bfloat16* p) {
 }
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void store_as([[maybe_unused]] D d, V v, float16* p) {
+#if HWY_TARGET == HWY_SCALAR
+  *p = from_float<float16>(hn::GetLane(v));  // its DemoteTo truncates
+#else
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+#endif
 }
 
 // `count` values (at most a vector) with a stride, the rest of the vector 0.

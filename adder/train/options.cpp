@@ -1,5 +1,6 @@
 #include "adder/train/options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -10,6 +11,8 @@ void OptimizerOptions::visit(core::FieldVisitor& v) {
   v.field("min_lr", min_lr, "learning rate at the end of a schedule that falls", {.min = 0});
   v.choice("schedule", schedule, "what follows the warm-up", {"constant", "linear", "cosine"});
   v.field("warmup_steps", warmup_steps, "steps in which the learning rate rises from 0", {.min = 0});
+  v.field("decay_steps", decay_steps, "last steps, in which the learning rate falls; 0: all after the warm-up",
+          {.min = 0});
   v.field("beta1", beta1, "decay of the first moment", {.min = 0, .max = 0.999999});
   v.field("beta2", beta2, "decay of the second moment", {.min = 0, .max = 0.999999});
   v.field("eps", eps, "added to the root of the second moment", {.min = 0, .open_min = true});
@@ -46,9 +49,10 @@ void RunConfig::visit(core::FieldVisitor& v) {
 double learning_rate(const OptimizerOptions& o, int64_t step, int64_t steps) {
   if (step < o.warmup_steps) return o.lr * static_cast<double>(step + 1) / static_cast<double>(o.warmup_steps);
   if (o.schedule == "constant") return o.lr;
-  const int64_t falling = steps - o.warmup_steps;
+  const int64_t falling = o.decay_steps > 0 ? std::min(o.decay_steps, steps) : steps - o.warmup_steps,
+                begin = steps - falling;
   const double done =
-      falling > 0 ? std::min(1.0, static_cast<double>(step - o.warmup_steps) / static_cast<double>(falling)) : 1.0;
+      falling > 0 ? std::clamp(static_cast<double>(step - begin) / static_cast<double>(falling), 0.0, 1.0) : 1.0;
   const double share = o.schedule == "linear" ? 1 - done : 0.5 * (1 + std::cos(std::numbers::pi * done));
   return o.min_lr + (o.lr - o.min_lr) * share;
 }

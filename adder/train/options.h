@@ -13,6 +13,7 @@ struct OptimizerOptions {
   double min_lr = 0;
   std::string schedule = "constant";
   int64_t warmup_steps = 0;
+  int64_t decay_steps = 0;
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;

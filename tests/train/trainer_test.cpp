@@ -241,6 +241,10 @@ TEST(LearningRate, Schedules) {
   o.schedule = "cosine";
   EXPECT_NEAR(train::learning_rate(o, 60, 110), 0.55, 1e-12);
   EXPECT_NEAR(train::learning_rate(o, 110, 110), 0.1, 1e-12);
+  o.decay_steps = 40;
+  EXPECT_DOUBLE_EQ(train::learning_rate(o, 60, 110), 1);
+  EXPECT_NEAR(train::learning_rate(o, 90, 110), 0.55, 1e-12);
+  o.decay_steps = 0;
   EXPECT_NEAR(train::learning_rate(o, 35, 110), 0.1 + 0.9 * 0.5 * (1 + std::cos(0.25 * M_PI)), 1e-12);
 }
 
