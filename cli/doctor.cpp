@@ -70,7 +70,8 @@ void run() {
   fmt::print("Adder      {}\n", core::kVersion);
   fmt::print("LibTorch   {}\n", TORCH_VERSION);
   fmt::print("compiler   {} (C++{})\n", __VERSION__, __cplusplus / 100 % 100);
-  fmt::print("processor  {} threads of {}; {}\n", at::get_num_threads(), std::thread::hardware_concurrency(), processor_features());
+  fmt::print("processor  {} threads of {}; {}\n", at::get_num_threads(), std::thread::hardware_concurrency(),
+             processor_features());
   fmt::print("devices    cpu (this build has no CUDA kernels)\n");
   const auto begin = std::chrono::steady_clock::now();
   const auto [forward, backward] = scan_errors();
