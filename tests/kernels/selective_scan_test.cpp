@@ -2,34 +2,15 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
-
 #include "adder/kernels/selective_scan_ref.h"
+#include "tests/kernels/compare.h"
 #include "tests/kernels/scan_problem.h"
-#include "tests/tolerances.h"
 
 namespace adder::tests {
 namespace {
 
 using kernels::bfloat16;
 using kernels::float16;
-
-template <typename T>
-void expect_near(const char* name, const std::vector<T>& got, const std::vector<double>& expected,
-                 Tolerance tolerance) {
-  ASSERT_EQ(got.size(), expected.size()) << name;
-  double scale = 0;
-  for (const double x : expected)
-    if (std::isfinite(x)) scale = std::max(scale, std::fabs(x));
-  int64_t wrong = 0;
-  for (size_t i = 0; i < got.size() && wrong < 5; ++i) {
-    const double x = kernels::to_float(got[i]);
-    if (!near(x, expected[i], scale, tolerance)) {
-      ++wrong;
-      ADD_FAILURE() << name << "[" << i << "] is " << x << ", expected " << expected[i] << " (largest " << scale << ")";
-    }
-  }
-}
 
 template <typename T>
 void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
@@ -137,11 +118,6 @@ TEST_P(SelectiveScan, Float16) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, testing::ValuesIn(cases()),
                          [](const auto& test) { return test.param.first; });
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
 
 TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
   ScanShape shape;
