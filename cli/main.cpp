@@ -3,10 +3,12 @@
 
 #include <cstdio>
 
+#include "adder/core/memory.h"
 #include "adder/core/version.h"
 #include "cli/commands.h"
 
 int main(int argc, char** argv) {
+  adder::core::keep_freed_memory();
   CLI::App app("Adder: selective state-space models. Train, evaluate and generate with them.", "adder");
   app.require_subcommand(1);
   app.set_version_flag("--version", adder::core::kVersion);

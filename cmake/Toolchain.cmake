@@ -26,7 +26,10 @@ if(CCACHE)
 endif()
 
 find_package(Threads REQUIRED)
-find_package(OpenMP REQUIRED COMPONENTS CXX)
+# By the compiler's flag alone: its libgomp.so has the name of the one that LibTorch brings, and a process holds one.
+add_library(adder_openmp INTERFACE)
+target_compile_options(adder_openmp INTERFACE -fopenmp)
+target_link_options(adder_openmp INTERFACE -fopenmp)
 find_package(PkgConfig REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)

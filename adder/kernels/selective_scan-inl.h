@@ -181,6 +181,31 @@ struct BlockChannels {
   }
 };
 
+// Asks for the channel values of the next chunk while this one is computed, a part at a time: a block's rows lie a page
+// apart, so the processor does not foresee them.
+struct NextChunk {
+  const BlockChannels& block;
+  const SequenceRows& rows;
+  int64_t start, steps;  // steps = 0: there is none
+
+  // From part `first` to before `last`, of `parts` in all.
+  template <typename... Ts>
+  HWY_INLINE void prefetch(int64_t first, int64_t last, int64_t parts, const View3<Ts>&... views) const {
+    for (int64_t j = steps * first / parts; j < steps * last / parts; ++j)
+      (prefetch_row(views, rows.time(start + j)), ...);
+  }
+
+ private:
+  template <typename T>
+  HWY_INLINE void prefetch_row(const View3<T>& view, int64_t t) const {
+    if (view.data == nullptr || view.d != 1) return;
+    const auto* row = reinterpret_cast<const char*>(view.data + rows.b * view.b + t * view.l + block.first);
+    constexpr int kLine = 64, kRead = 0, kIntoL2 = 2;
+    for (int64_t byte = 0; byte < block.count * static_cast<int64_t>(sizeof(T)); byte += kLine)
+      __builtin_prefetch(row + byte, kRead, kIntoL2);
+  }
+};
+
 // (D, N) values into planes; channels past the end are 0.
 template <typename R>
 void planes_from_matrix(const BlockChannels& block, bool complex, int64_t state, View2<const R> from, R factor,
@@ -217,13 +242,15 @@ void planes_from_state(const BlockChannels& block, int64_t rows, const R* from, 
 template <typename R>
 struct ScanTile {
   R *delta, *u, *du;         // delta after bias and softplus; du = delta u
+  R* slope;                  // d delta / d (its input), 1 without softplus; null where it is not wanted
   R *B, *C;                  // rows of `planes` numbers
   R *A, *B_const, *C_const;  // planes of each unit; A is multiplied by log2(e)
   R *D, *bias;               // a row of block channels
   bool* valid;               // of each step
 
-  ScanTile(Carver<R>& carver, const ScanPlan& plan) {
+  ScanTile(Carver<R>& carver, const ScanPlan& plan, bool with_slope) {
     const int64_t row = plan.block_units * kUnit;
+    slope = with_slope ? carver.take(kScanChunk * row) : nullptr;
     delta = carver.take(kScanChunk * row);
     u = carver.take(kScanChunk * row);
     du = carver.take(kScanChunk * row);
@@ -275,12 +302,13 @@ struct ScanTile {
       const T* delta_row = p.delta.data + rows.b * p.delta.b + t * p.delta.l + block.first * p.delta.d;
       for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
         const int64_t at = (c / kUnit * kScanChunk + j) * kUnit + c % kUnit;
-        hn::Vec<decltype(d)> x = hn::Zero(d), step = hn::Zero(d);
+        hn::Vec<decltype(d)> x = hn::Zero(d), step = hn::Zero(d), rate = constant(d, 1);
         if (valid[j] && c < block.count) {
           x = load_row(d, u_row + c * p.u.d, p.u.d, block.count - c);
           step = hn::Add(load_row(d, delta_row + c * p.delta.d, p.delta.d, block.count - c), hn::Load(d, bias + c));
-          if (p.delta_softplus) step = softplus(d, step);
+          if (p.delta_softplus) step = slope != nullptr ? softplus(d, step, rate) : softplus(d, step);
         }
+        if (slope != nullptr) hn::Store(rate, d, slope + at);
         hn::Store(x, d, u + at);
         hn::Store(step, d, delta + at);
         hn::Store(hn::Mul(x, step), d, du + at);

@@ -78,11 +78,11 @@ struct SelectiveScanBackward : SelectiveScanInputs<T> {
 };
 
 // Steps between two saved states.
-inline constexpr int64_t kScanChunk = 64;
+inline constexpr int64_t kScanChunk = 32;
 // Channels that lie side by side in border_states and in the CPU's tiles; a multiple of every vector width.
 inline constexpr int64_t kScanUnit = 16;
 
-// The number of values of R in border_states: about L D N / 64 for each row. It depends on shapes alone, never on the
+// The number of values of R in border_states: about L D N / 32 for each row. It depends on shapes alone, never on the
 // values of cu_seqlens, so that it can be told before these are known; Int may be a symbol's type.
 template <typename Int>
 Int selective_scan_border_size(const Int& sequences, const Int& length, bool packed, const Int& channels,

@@ -35,26 +35,30 @@ HWY_INLINE void set_or_add(D d, V v, bool set, R* to) {
   hn::Store(set ? v : hn::Add(hn::Load(d, to), v), d, to);
 }
 
-// kN real states n0, n0 + 1, ... with per-step B and C and Euler's rule.
-template <int kN, class D, typename R>
+// kN real states n0, n0 + 1, ... with per-step B and C and Euler's rule. Pointers are copied to locals: stores through
+// vectors may alias anything, and the members would be read again for each state.
+template <int kN, bool kFirst, class D, typename R>
 void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t slot = kN * lanes;
+  const int64_t slot = kN * lanes, planes = p.planes, steps = p.steps;
+  const R *delta = p.delta, *du = p.du;
+  R *a = p.a, *h = p.h;
   V A[kN], x[kN], dA[kN];
   HWY_UNROLL(16)
   for (int n = 0; n < kN; ++n) {
     A[n] = hn::Load(d, p.A + (n0 + n) * kUnit);
     x[n] = hn::LoadU(d, p.border + (n0 + n) * kUnit);
   }
-  for (int64_t t = 0; t < p.steps; ++t) {
-    const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit);
+  const R* B = p.B + n0;
+  for (int64_t t = 0; t < steps; ++t, B += planes) {
+    const V step = hn::Load(d, delta + t * kUnit), input = hn::Load(d, du + t * kUnit);
     HWY_UNROLL(16)
     for (int n = 0; n < kN; ++n) {
-      const V a = exp2(d, hn::Mul(step, A[n]));
-      x[n] = hn::MulAdd(a, x[n], hn::Mul(du, hn::Set(d, p.B[t * p.planes + n0 + n])));
-      hn::Store(a, d, p.a + t * slot + n * lanes);
-      hn::Store(x[n], d, p.h + t * slot + n * lanes);
+      const V decay = exp2(d, hn::Mul(step, A[n]));
+      x[n] = hn::MulAdd(decay, x[n], hn::Mul(input, hn::Set(d, B[n])));
+      hn::Store(decay, d, a + t * slot + n * lanes);
+      hn::Store(x[n], d, h + t * slot + n * lanes);
     }
   }
   HWY_UNROLL(16)
@@ -62,27 +66,36 @@ void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
     x[n] = hn::Load(d, p.carry + (n0 + n) * kUnit);
     dA[n] = hn::Load(d, p.dA + (n0 + n) * kUnit);
   }
-  for (int64_t t = p.steps - 1; t >= 0; --t) {
-    const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit),
-            dy = hn::Load(d, p.dy + t * kUnit);
-    V s = hn::Load(d, p.s + t * kUnit), q = hn::Load(d, p.q + t * kUnit), y = hn::Load(d, p.y + t * kUnit);
+  const R *dy = p.dy, *C = p.C + n0 + steps * planes;
+  R *s = p.s, *q = p.q, *y = p.y, *dB = p.dB, *dC = p.dC;
+  for (int64_t t = steps - 1; t >= 0; --t) {
+    B -= planes;
+    C -= planes;
+    const V step = hn::Load(d, delta + t * kUnit), input = hn::Load(d, du + t * kUnit),
+            gradient = hn::Load(d, dy + t * kUnit);
+    V sum_s = hn::Load(d, s + t * kUnit), sum_q = hn::Load(d, q + t * kUnit), sum_y = hn::Load(d, y + t * kUnit);
     HWY_UNROLL(16)
     for (int n = 0; n < kN; ++n) {
-      const V a = hn::Load(d, p.a + t * slot + n * lanes), h = hn::Load(d, p.h + t * slot + n * lanes);
-      const V B = hn::Set(d, p.B[t * p.planes + n0 + n]), C = hn::Set(d, p.C[t * p.planes + n0 + n]);
-      const V dh = hn::MulAdd(dy, C, x[n]);
-      const V dx = hn::Mul(dh, hn::NegMulAdd(du, B, h));  // of delta A: dh times a h(t-1)
-      y = hn::MulAdd(C, h, y);
-      s = hn::MulAdd(dh, B, s);
-      q = hn::MulAdd(dx, A[n], q);
+      const int64_t at = t * slot + n * lanes;
+      const V state = hn::Load(d, h + at), Bn = hn::Set(d, B[n]), Cn = hn::Set(d, C[n]);
+      const V dh = hn::MulAdd(gradient, Cn, x[n]);
+      const V dx = hn::Mul(dh, hn::NegMulAdd(input, Bn, state));  // of delta A: dh times a h(t-1)
+      sum_y = hn::MulAdd(Cn, state, sum_y);
+      sum_s = hn::MulAdd(dh, Bn, sum_s);
+      sum_q = hn::MulAdd(dx, A[n], sum_q);
       dA[n] = hn::MulAdd(dx, step, dA[n]);
-      set_or_add(d, hn::Mul(dh, du), p.first, p.dB + t * slot + n * lanes);
-      set_or_add(d, hn::Mul(dy, h), p.first, p.dC + t * slot + n * lanes);
-      x[n] = hn::Mul(a, dh);
+      x[n] = hn::Mul(hn::Load(d, a + at), dh);
+      if constexpr (kFirst) {
+        hn::Store(hn::Mul(dh, input), d, dB + at);
+        hn::Store(hn::Mul(gradient, state), d, dC + at);
+      } else {
+        hn::Store(hn::MulAdd(dh, input, hn::Load(d, dB + at)), d, dB + at);
+        hn::Store(hn::MulAdd(gradient, state, hn::Load(d, dC + at)), d, dC + at);
+      }
     }
-    hn::Store(s, d, p.s + t * kUnit);
-    hn::Store(q, d, p.q + t * kUnit);
-    hn::Store(y, d, p.y + t * kUnit);
+    hn::Store(sum_s, d, s + t * kUnit);
+    hn::Store(sum_q, d, q + t * kUnit);
+    hn::Store(sum_y, d, y + t * kUnit);
   }
   HWY_UNROLL(16)
   for (int n = 0; n < kN; ++n) {

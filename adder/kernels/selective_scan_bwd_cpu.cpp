@@ -45,13 +45,14 @@ namespace HWY_NAMESPACE {
 template <typename R>
 struct BackwardTile {
   R *dy, *s, *q, *y;                    // (unit, step, lane)
+  R* dz;                                // the same; what y is multiplied by
   R *carry, *dA, *dB_const, *dC_const;  // planes of each unit
   R *dD, *ddelta_bias;                  // a row of block channels
   R *a, *h, *dB, *dC;                   // (step, states at once, lane)
 
   BackwardTile(Carver<R>& carver, const ScanPlan& plan) {
     const int64_t row = plan.block_units * kUnit, slots = kScanChunk * kStatesAtOnce * kUnit;
-    for (R** tile : {&dy, &s, &q, &y}) *tile = carver.take(kScanChunk * row);
+    for (R** tile : {&dy, &s, &q, &y, &dz}) *tile = carver.take(kScanChunk * row);
     for (R** planes : {&carry, &dA, &dB_const, &dC_const}) *planes = carver.take(plan.planes * row);
     for (R** channels : {&dD, &ddelta_bias}) *channels = carver.take(row);
     for (R** slot : {&a, &h, &dB, &dC}) *slot = carver.take(slots);
@@ -65,7 +66,7 @@ struct Backward {
   const ScanPlan& plan;
   const ScanBackwardWorkspace<R>& work;
 
-  // dy, times silu(z) where there is a gate; s, q and y start at 0.
+  // dy, times silu(z) where there is a gate, and then dz is dy silu'(z); s, q and y start at 0.
   void load_gradients(const BlockChannels& block, const ScanTile<R>& tile, BackwardTile<R>& grad,
                       const SequenceRows& rows, int64_t start, int64_t steps) const {
     const Tag<T> d;
@@ -79,12 +80,17 @@ struct Backward {
       const T* dy_row = p.dy.data + rows.b * p.dy.b + t * p.dy.l + block.first * p.dy.d;
       const T* z_row = p.z.data != nullptr ? p.z.data + rows.b * p.z.b + t * p.z.l + block.first * p.z.d : nullptr;
       for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
+        const int64_t at = (c / kUnit * kScanChunk + j) * kUnit + c % kUnit;
         auto dy = hn::Zero(d);
         if (tile.valid[j] && c < block.count) {
           dy = load_row(d, dy_row + c * p.dy.d, p.dy.d, block.count - c);
-          if (z_row != nullptr) dy = hn::Mul(dy, silu(d, load_row(d, z_row + c * p.z.d, p.z.d, block.count - c)));
+          if (z_row != nullptr) {
+            const auto z = load_row(d, z_row + c * p.z.d, p.z.d, block.count - c), gate = sigmoid(d, z);
+            hn::Store(hn::Mul(dy, silu_gradient_from(d, z, gate)), d, grad.dz + at);
+            dy = hn::Mul(dy, hn::Mul(z, gate));
+          }
         }
-        hn::Store(dy, d, grad.dy + (c / kUnit * kScanChunk + j) * kUnit + c % kUnit);
+        hn::Store(dy, d, grad.dy + at);
       }
     }
   }
@@ -103,15 +109,17 @@ struct Backward {
   }
 
   void chunk(const BlockChannels& block, int64_t block_in_group, const ScanTile<R>& tile, BackwardTile<R>& grad,
-             const SequenceRows& rows, int64_t start, int64_t steps, const R* border) const {
+             const SequenceRows& rows, int64_t start, int64_t steps, const NextChunk& next, const R* border) const {
     const Tag<T> d;
     const auto lanes = static_cast<int64_t>(hn::Lanes(d));
     const bool zoh = p.discretization == Discretization::kZoh;
     const bool plain = !p.complex && !zoh && !p.constant_B && !p.constant_C;
-    const int64_t parts = p.complex ? 2 : 1;
+    const int64_t parts = p.complex ? 2 : 1, columns = block.units * kUnit / lanes;
     for (int64_t n = 0; n < p.state;) {
       const int64_t count = plain && n + kStatesAtOnce <= p.state ? kStatesAtOnce : 1;
       for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
+        const int64_t part = n * columns + c / lanes * count;
+        next.prefetch(part, part + count, p.state * columns, p.u, p.delta, p.z, p.dy);
         const int64_t row = c / kUnit * kScanChunk * kUnit + c % kUnit,
                       plane = c / kUnit * plan.planes * kUnit + c % kUnit;
         const ScanColumn<R> column{steps,
@@ -138,9 +146,10 @@ struct Backward {
                                    grad.dC,
                                    c == 0};
         if (count == kStatesAtOnce)
-          scan_states_backward<kStatesAtOnce>(d, column, n);
+          c == 0 ? scan_states_backward<kStatesAtOnce, true>(d, column, n)
+                 : scan_states_backward<kStatesAtOnce, false>(d, column, n);
         else if (plain)
-          scan_states_backward<1>(d, column, n);
+          c == 0 ? scan_states_backward<1, true>(d, column, n) : scan_states_backward<1, false>(d, column, n);
         else if (p.complex)
           zoh ? scan_state_backward<true, true>(d, column, n) : scan_state_backward<true, false>(d, column, n);
         else
@@ -167,16 +176,8 @@ struct Backward {
         auto du = hn::Zero(d), ddelta = hn::Zero(d), dz = hn::Zero(d);
         if (tile.valid[j]) {
           du = hn::MulAdd(D, dy, hn::Mul(s, delta));
-          ddelta = hn::MulAdd(q, constant(d, kLn2), hn::Mul(s, u));
-          if (p.delta_softplus) {
-            const auto raw = load_row(d, row_of(p.delta) + c * p.delta.d, p.delta.d, left);
-            ddelta = hn::Mul(ddelta, sigmoid(d, hn::Add(raw, hn::Load(d, tile.bias + c))));
-          }
-          if (p.z.data != nullptr) {
-            const auto y = hn::MulAdd(D, u, hn::Load(d, grad.y + at));
-            const auto gate = silu_gradient(d, load_row(d, row_of(p.z) + c * p.z.d, p.z.d, left));
-            dz = hn::Mul(hn::Mul(load_row(d, row_of(p.dy) + c * p.dy.d, p.dy.d, left), y), gate);
-          }
+          ddelta = hn::Mul(hn::MulAdd(q, constant(d, kLn2), hn::Mul(s, u)), hn::Load(d, tile.slope + at));
+          if (p.z.data != nullptr) dz = hn::Mul(hn::Load(d, grad.dz + at), hn::MulAdd(D, u, hn::Load(d, grad.y + at)));
           hn::Store(hn::MulAdd(dy, u, hn::Load(d, grad.dD + c)), d, grad.dD + c);
           hn::Store(hn::Add(ddelta, hn::Load(d, grad.ddelta_bias + c)), d, grad.ddelta_bias + c);
         }
@@ -192,7 +193,7 @@ struct Backward {
     const int64_t block_in_group = block_index % plan.group_blocks, matrix = block.units * plan.planes * kUnit;
     const auto carve = [&](std::byte* base) {
       Carver<R> carver(base);
-      ScanTile<R> tile(carver, plan);
+      ScanTile<R> tile(carver, plan, true);
       BackwardTile<R> grad(carver, plan);
       return std::tuple(tile, grad, carver.used());
     };
@@ -214,7 +215,8 @@ struct Backward {
         load_gradients(block, tile, grad, rows, start, steps);
         const R* border =
             p.border_states + ((plan.chunk_offset[s] + k) * plan.units + block.first_unit) * plan.planes * kUnit;
-        chunk(block, block_in_group, tile, grad, rows, start, steps, border);
+        const NextChunk next{block, rows, start - kScanChunk, k > 0 ? kScanChunk : 0};
+        chunk(block, block_in_group, tile, grad, rows, start, steps, next, border);
         store_outputs(block, tile, grad, rows, start, steps);
       }
       if (p.dinitial_state != nullptr)

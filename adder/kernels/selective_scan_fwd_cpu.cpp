@@ -71,7 +71,8 @@ struct Forward {
   const SelectiveScanForward<T>& p;
   const ScanPlan& plan;
 
-  void chunk(const BlockChannels& block, const ScanTile<R>& tile, int64_t steps, R* state, R* y) const {
+  void chunk(const BlockChannels& block, const ScanTile<R>& tile, int64_t steps, const NextChunk& next, R* state,
+             R* y) const {
     const Tag<T> d;
     const auto lanes = static_cast<int64_t>(hn::Lanes(d));
     const bool zoh = p.discretization == Discretization::kZoh;
@@ -81,6 +82,7 @@ struct Forward {
     for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
       const int64_t row = c / kUnit * kScanChunk * kUnit + c % kUnit,
                     plane = c / kUnit * plan.planes * kUnit + c % kUnit;
+      next.prefetch(c / lanes, c / lanes + 1, block.units * kUnit / lanes, p.u, p.delta, p.z);
       const R *delta = tile.delta + row, *du = tile.du + row, *A = tile.A + plane;
       int64_t n = 0;
       if (plain) {
@@ -129,7 +131,7 @@ struct Forward {
     const int64_t row = plan.block_units * kUnit, rows_of_state = plan.planes * row;
     const auto carve = [&](std::byte* base, R*& state, R*& y) {
       Carver<R> carver(base);
-      ScanTile<R> tile(carver, plan);
+      ScanTile<R> tile(carver, plan, false);
       state = carver.take(rows_of_state);
       y = carver.take(kScanChunk * row);
       return std::pair(tile, carver.used());
@@ -154,7 +156,8 @@ struct Forward {
         }
         tile.load(p, plan, block, rows, start, steps);
         std::memset(y, 0, sizeof(R) * kScanChunk * row);
-        chunk(block, tile, steps, state, y);
+        const int64_t end = start + steps;
+        chunk(block, tile, steps, {block, rows, end, HWY_MIN(kScanChunk, rows.length - end)}, state, y);
         store_outputs(block, tile, rows, start, steps, y);
       }
       matrix_from_planes<R>(block, plan.planes, state, p.final_state + state_offset);

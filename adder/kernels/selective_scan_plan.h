@@ -11,7 +11,7 @@ namespace adder::kernels {
 // threads.
 struct ScanPlan {
   static constexpr int64_t kUnit = kScanUnit;
-  static constexpr int64_t kBlockUnits = 4;  // units in a block, the smallest piece of work
+  static constexpr int64_t kBlockUnits = 16;  // units in a block, the smallest piece of work, at most
 
   int64_t group_channels, group_units, block_units, group_blocks, blocks, units;
   int64_t planes;                     // real numbers in a state of a channel: N, or 2 N
@@ -21,9 +21,10 @@ struct ScanPlan {
   ScanPlan(const SequenceLayout& layout, int64_t channels, int64_t state, int64_t groups, bool complex) {
     group_channels = channels / groups;
     group_units = (group_channels + kUnit - 1) / kUnit;
-    // Few channels: smaller blocks, so that two threads both find work.
-    block_units = std::clamp<int64_t>(group_units * groups * layout.sequences / 8, 1, kBlockUnits);
+    // Wide blocks read memory fastest; where channels are few, narrow ones give every thread work.
+    block_units = std::clamp<int64_t>(group_units * groups * layout.sequences / 16, 1, kBlockUnits);
     group_blocks = (group_units + block_units - 1) / block_units;
+    block_units = group_blocks > 0 ? (group_units + group_blocks - 1) / group_blocks : 1;
     blocks = groups * group_blocks;
     units = groups * group_units;
     planes = complex ? 2 * state : state;

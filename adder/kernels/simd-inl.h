@@ -123,6 +123,18 @@ HWY_INLINE V exp(D d, V x) {
   return scale_by_power(d, exp2_fraction(d, hn::Mul(r, constant(d, kLog2e))), n);
 }
 
+// 1 / x for 1 <= x <= 3; error at most 2e-16 (double), 1.2e-7 (float).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V reciprocal(D d, V x) {
+#if HWY_TARGET == HWY_AVX3
+  if constexpr (is_float(d)) {  // an approximation to 14 bits and one Newton step: a third of a division's time
+    const V guess = hn::ApproximateReciprocal(x);
+    return hn::MulAdd(guess, hn::NegMulAdd(x, guess, constant(d, 1)), guess);
+  }
+#endif
+  return hn::Div(constant(d, 1), x);
+}
+
 // log(1 + t) for 0 <= t <= 1, as 2 artanh(t / (2 + t)).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V log1p_unit(D d, V t) {
@@ -130,7 +142,7 @@ HWY_INLINE V log1p_unit(D d, V t) {
   static constexpr double kDouble[] = {2.0,      2.0 / 3,  2.0 / 5,  2.0 / 7,  2.0 / 9,  2.0 / 11,
                                        2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21, 2.0 / 23,
                                        2.0 / 25, 2.0 / 27, 2.0 / 29, 2.0 / 31, 2.0 / 33};
-  const V s = hn::Div(t, hn::Add(t, constant(d, 2)));
+  const V s = hn::Mul(t, reciprocal(d, hn::Add(t, constant(d, 2))));
   const V s2 = hn::Mul(s, s);
   if constexpr (is_float(d))
     return hn::Mul(s, polynomial(d, s2, kFloat));
@@ -144,24 +156,42 @@ HWY_INLINE V softplus(D d, V x) {
   return hn::Add(hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x), tail);
 }
 
+// 1 / (1 + e^-x), given e^-|x|.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V sigmoid_from(D d, V x, V e) {
+  const V r = reciprocal(d, hn::Add(constant(d, 1), e));
+  return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Mul(e, r), r);
+}
+
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V sigmoid(D d, V x) {
-  const V one = constant(d, 1);
-  return hn::Div(one, hn::Add(one, exp(d, hn::Neg(x))));
+  return sigmoid_from(d, x, exp(d, hn::Neg(hn::Abs(x))));
+}
+
+// softplus(x) and its derivative, which is sigmoid(x).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V softplus(D d, V x, V& slope) {
+  const V e = exp(d, hn::Neg(hn::Abs(x)));
+  slope = sigmoid_from(d, x, e);
+  return hn::Add(hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x), log1p_unit(d, e));
 }
 
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V silu(D d, V x) {
-  return hn::Div(x, hn::Add(constant(d, 1), exp(d, hn::Neg(x))));
+  return hn::Mul(x, sigmoid(d, x));
 }
 
-// d silu(x) / dx
+// d silu(x) / dx, given s = sigmoid(x)
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V silu_gradient(D d, V x) {
-  const V s = sigmoid(d, x);
+HWY_INLINE V silu_gradient_from(D d, V x, V s) {
   const V rest = hn::NegMulAdd(s, hn::Mul(x, s), hn::Mul(x, s));  // x s (1 - s)
   // At -inf and +inf the product is inf * 0; the limits are 0 and 1, which s has.
   return hn::Add(s, hn::IfThenElse(hn::IsInf(x), hn::Zero(d), rest));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V silu_gradient(D d, V x) {
+  return silu_gradient_from(d, x, sigmoid(d, x));
 }
 
 // sin(x) and cos(x). Arguments beyond 2^13 (float) or 2^20 (double) go through the standard library, one at a time.

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "adder/kernels/selective_scan.h"
+
 namespace adder::train {
 
 void OptimizerOptions::visit(core::FieldVisitor& v) {
@@ -63,9 +65,9 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t parameter_count,
   const int64_t tokens = config.train.batch * row_length, inner = m.mixer.expand * m.d_model;
   const int64_t values = m.mixer.d_state * (m.mixer.complex ? 2 : 1), rank = m.mixer.rank(m.d_model);
   // Kept per token and block: residual and norm output, the two halves of in_proj, convolution output, delta, scan
-  // output, x_proj's output, and the state of every 64th step.
+  // output, x_proj's output, and the state of every 32nd step.
   const int64_t kept = m.d_model * (4 + activation) + inner * 5 * activation + (rank + 2 * values) * activation +
-                       inner * values * 4 / 64;
+                       inner * values * 4 / kernels::kScanChunk;
   const int64_t logits = std::min<int64_t>(tokens * m.padded_vocab() * 4, int64_t{64} << 20);
   return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept * m.n_layer, logits};
 }
