@@ -9,13 +9,17 @@
 
 namespace adder::kernels {
 
-// Calls body(item, thread) for each item in [0, items), on up to `threads` threads (0: as many as OpenMP would use).
+// 0: as many as OpenMP would use.
+inline int64_t thread_count(int64_t threads) {
+  return threads > 0 ? threads : omp_get_max_threads();
+}
+
+// Calls body(item, thread) for each item in [0, items), on up to thread_count(threads) threads.
 // Which thread runs an item must not matter for the result. An exception of a body is thrown to the caller after all
 // threads have ended.
 template <typename Body>
 void parallel_items(int64_t items, int64_t threads, const Body& body) {
-  if (threads <= 0) threads = omp_get_max_threads();
-  threads = std::min(threads, items);
+  threads = std::min(thread_count(threads), items);
   if (threads <= 1 || omp_in_parallel()) {
     for (int64_t item = 0; item < items; ++item) body(item, int64_t{0});
     return;

@@ -238,6 +238,34 @@ void planes_from_state(const BlockChannels& block, int64_t rows, const R* from, 
       planes[(c / kUnit * rows + row) * kUnit + c % kUnit] = from[(block.first + c) * rows + row];
 }
 
+// to[i] = the sum of the lanes of vector i, for `count` vectors that lie one after another.
+template <class D, typename R>
+HWY_INLINE void sum_lanes(D d, const R* vectors, int64_t count, R* to) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (is_float(d)) {
+    const hn::Repartition<double, D> d64;
+    const hn::CappedTag<float, 4> d4;
+    for (; i + 4 <= count; i += 4) {  // transpose four vectors into quarters that hold the four sums side by side
+      const R* v = vectors + i * lanes;
+      const auto v0 = hn::Load(d, v), v1 = hn::Load(d, v + lanes), v2 = hn::Load(d, v + 2 * lanes),
+                 v3 = hn::Load(d, v + 3 * lanes);
+      const auto low = hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
+      const auto high = hn::Add(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3));
+      const auto a = hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
+      const auto b = hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
+      HWY_ALIGN R quarters[hn::MaxLanes(D())];
+      hn::Store(hn::Add(a, b), d, quarters);
+      auto sum = hn::Load(d4, quarters);
+      for (int64_t k = 4; k < lanes; k += 4) sum = hn::Add(sum, hn::Load(d4, quarters + k));
+      hn::StoreU(sum, d4, to + i);
+    }
+  }
+#endif
+  for (; i < count; ++i) to[i] = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, vectors + i * lanes)));
+}
+
 // One chunk's inputs: (unit, step, lane) for channel values, (step, plane) for per-step B and C.
 template <typename R>
 struct ScanTile {
@@ -265,10 +293,14 @@ struct ScanTile {
   }
 
   template <typename T>
-  void load_parameters(const SelectiveScanInputs<T>& p, const BlockChannels& block) {
+  void load_matrices(const SelectiveScanInputs<T>& p, const BlockChannels& block) {
     planes_from_matrix<R>(block, p.complex, p.state, p.A, R(kLog2E), A);
     if (p.constant_B) planes_from_matrix<R>(block, p.complex, p.state, p.B_const, R(1), B_const);
     if (p.constant_C) planes_from_matrix<R>(block, p.complex, p.state, p.C_const, R(1), C_const);
+  }
+
+  template <typename T>
+  void load_rows(const SelectiveScanInputs<T>& p, const BlockChannels& block) {
     for (int64_t c = 0; c < block.units * kUnit; ++c) {
       D[c] = p.D.data != nullptr && c < block.count ? p.D.data[(block.first + c) * p.D.d] : R(0);
       bias[c] = p.delta_bias.data != nullptr && c < block.count ? p.delta_bias.data[(block.first + c) * p.delta_bias.d]

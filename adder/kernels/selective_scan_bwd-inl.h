@@ -188,34 +188,6 @@ void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
   store_number<kComplex>(d, dC_const, p.dC_const, n);
 }
 
-// to[i] = the sum of the lanes of vector i, for `count` vectors that lie one after another.
-template <class D, typename R>
-HWY_INLINE void sum_lanes(D d, const R* vectors, int64_t count, R* to) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-#if HWY_TARGET != HWY_SCALAR
-  if constexpr (is_float(d)) {
-    const hn::Repartition<double, D> d64;
-    const hn::CappedTag<float, 4> d4;
-    for (; i + 4 <= count; i += 4) {  // transpose four vectors into quarters that hold the four sums side by side
-      const R* v = vectors + i * lanes;
-      const auto v0 = hn::Load(d, v), v1 = hn::Load(d, v + lanes), v2 = hn::Load(d, v + 2 * lanes),
-                 v3 = hn::Load(d, v + 3 * lanes);
-      const auto low = hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
-      const auto high = hn::Add(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3));
-      const auto a = hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
-      const auto b = hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, low), hn::BitCast(d64, high)));
-      HWY_ALIGN R quarters[hn::MaxLanes(D())];
-      hn::Store(hn::Add(a, b), d, quarters);
-      auto sum = hn::Load(d4, quarters);
-      for (int64_t k = 4; k < lanes; k += 4) sum = hn::Add(sum, hn::Load(d4, quarters + k));
-      hn::StoreU(sum, d4, to + i);
-    }
-  }
-#endif
-  for (; i < count; ++i) to[i] = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, vectors + i * lanes)));
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace adder::kernels
 HWY_AFTER_NAMESPACE();

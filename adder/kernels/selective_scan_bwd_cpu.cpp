@@ -198,7 +198,8 @@ struct Backward {
       return std::tuple(tile, grad, carver.used());
     };
     auto [tile, grad, bytes] = carve(thread_scratch(std::get<2>(carve(nullptr))));
-    tile.load_parameters(p, block);
+    tile.load_matrices(p, block);
+    tile.load_rows(p, block);
     for (R* planes : {grad.dA, grad.dB_const, grad.dC_const}) std::memset(planes, 0, sizeof(R) * matrix);
     for (R* row : {grad.dD, grad.ddelta_bias}) std::memset(row, 0, sizeof(R) * block.units * kUnit);
     const SequenceLayout& layout = p.layout;

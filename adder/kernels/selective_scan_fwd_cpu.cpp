@@ -65,6 +65,23 @@ void scan_state(D d, int64_t steps, const R* delta, const R* du, const R* A, con
   store_number<kComplex>(d, h, state, n);
 }
 
+// One step of the real states of one channel, which lie side by side; the lanes of the result sum to C h.
+template <class D, typename R>
+HWY_INLINE hn::Vec<D> step_states(D d, int64_t states, R delta, R du, const R* A, const R* B, const R* C,
+                                  const R* before, R* after) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto step = hn::Set(d, delta * R(kLog2E)), x = hn::Set(d, du);
+  auto sum = hn::Zero(d);
+  for (int64_t n = 0; n < states; n += lanes) {
+    const auto row = [&](const R* from) { return load_row(d, from + n, 1, states - n); };
+    const auto h = before != nullptr ? row(before) : hn::Zero(d);
+    const auto next = hn::MulAdd(exp2(d, hn::Mul(step, row(A))), h, hn::Mul(x, row(B)));
+    store_row(d, next, after + n, 1, states - n);
+    sum = hn::MulAdd(next, row(C), sum);
+  }
+  return sum;
+}
+
 template <typename T>
 struct Forward {
   using R = Accumulator<T>;
@@ -75,8 +92,7 @@ struct Forward {
              R* y) const {
     const Tag<T> d;
     const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-    const bool zoh = p.discretization == Discretization::kZoh;
-    const bool plain = !p.complex && !zoh && !p.constant_B && !p.constant_C;
+    const bool zoh = p.discretization == Discretization::kZoh, plain = this->plain();
     const R* B = p.constant_B ? nullptr : tile.B;
     const R* C = p.constant_C ? nullptr : tile.C;
     for (int64_t c = 0; c < block.units * kUnit; c += lanes) {
@@ -126,6 +142,34 @@ struct Forward {
     }
   }
 
+  bool plain() const {
+    return !p.complex && p.discretization == Discretization::kEuler && !p.constant_B && !p.constant_C;
+  }
+
+  // A single step reads each state once as it lies: no turning of A and of the states into planes and back.
+  bool single_step() const {
+    return p.layout.length == 1 && p.layout.cu_seqlens == nullptr && p.border_states == nullptr && plain() &&
+           p.A.column == 1;
+  }
+
+  void step(const BlockChannels& block, const ScanTile<R>& tile, int64_t s, R* y) const {
+    const Tag<T> d;
+    HWY_ALIGN R sums[kUnit * hn::MaxLanes(Tag<T>())];
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    for (int64_t c = 0; c < block.units * kUnit; c += kUnit) {
+      const int64_t at = c * kScanChunk, count = HWY_MIN(kUnit, block.count - c);
+      std::memset(sums, 0, sizeof(sums));
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t channel = block.first + c + i, state = (s * p.channels + channel) * p.state;
+        hn::Store(
+            step_states(d, p.state, tile.delta[at + i], tile.du[at + i], p.A.data + channel * p.A.row, tile.B, tile.C,
+                        p.initial_state != nullptr ? p.initial_state + state : nullptr, p.final_state + state),
+            d, sums + i * lanes);
+      }
+      sum_lanes(d, sums, kUnit, y + at);
+    }
+  }
+
   void item(int64_t block_index, int64_t slab) const {
     const BlockChannels block(plan, block_index);
     const int64_t row = plan.block_units * kUnit, rows_of_state = plan.planes * row;
@@ -139,11 +183,18 @@ struct Forward {
     R *state, *y;
     const size_t bytes = carve(nullptr, state, y).second;
     ScanTile<R> tile = carve(thread_scratch(bytes), state, y).first;
-    tile.load_parameters(p, block);
+    tile.load_rows(p, block);
+    if (!single_step()) tile.load_matrices(p, block);
     const SequenceLayout& layout = p.layout;
     const int64_t last = layout.sequences * (slab + 1) / plan.slabs;
     for (int64_t s = layout.sequences * slab / plan.slabs; s < last; ++s) {
       const SequenceRows rows(layout, s);
+      if (single_step()) {
+        tile.load(p, plan, block, rows, 0, 1);
+        step(block, tile, s, y);
+        store_outputs(block, tile, rows, 0, 1, y);
+        continue;
+      }
       const int64_t state_offset = s * p.channels * plan.planes;
       planes_from_state<R>(block, plan.planes, p.initial_state != nullptr ? p.initial_state + state_offset : nullptr,
                            state);

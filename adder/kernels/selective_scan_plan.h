@@ -37,7 +37,7 @@ struct ScanPlan {
   // A few thousand states are done before other threads have woken up.
   int64_t useful_threads(const SequenceLayout& layout, int64_t threads) const {
     const int64_t states = layout.batch * layout.length * units * kUnit * planes;
-    return states < 65536 ? 1 : threads;
+    return states < 16384 ? 1 : threads;
   }
 
   static int64_t sequence_begin(const SequenceLayout& layout, int64_t s) {

@@ -17,12 +17,15 @@ HWY_BEFORE_NAMESPACE();
 namespace adder::kernels {
 namespace HWY_NAMESPACE {
 
+constexpr int64_t kLeastBytes = 64 << 10;
+
 // Sums in flight: as many as the registers hold beside weights and inputs, at most 8 outputs.
 constexpr int kInFlight = HWY_TARGET == HWY_AVX3 ? 16 : 8;
 
 // kO outputs of kM rows, one vector of sums for each. x is (kM, in); y has a row stride of out.
+// `more`: as many outputs follow.
 template <int kO, int kM, typename X, typename W, typename R>
-void dots(int64_t in, int64_t out, const R* x, const W* weight, const R* bias, X* y) {
+void dots(int64_t in, int64_t out, const R* x, const W* weight, const R* bias, X* y, bool more) {
   const Tag<X> d;
   using V = hn::Vec<Tag<X>>;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -46,6 +49,7 @@ void dots(int64_t in, int64_t out, const R* x, const W* weight, const R* bias, X
   for (; i + 2 * lanes <= in; i += 2 * lanes) {
     step(i, whole, whole);
     step(i + lanes, whole, whole);
+    if (!more) continue;
     // The same place of the next outputs.
     HWY_UNROLL(8)
     for (int o = kO; o < 2 * kO; ++o)
@@ -67,7 +71,8 @@ void dots(int64_t in, int64_t out, const R* x, const W* weight, const R* bias, X
 template <int kM, typename X, typename W, typename R>
 void output_range(const SmallLinear<X, W>& p, const R* x, int64_t begin, int64_t end) {
   const auto at = [&]<int kO>(int64_t o) {
-    dots<kO, kM>(p.in, p.out, x, p.weight + o * p.in, p.bias != nullptr ? p.bias + o : nullptr, p.y + o);
+    dots<kO, kM>(p.in, p.out, x, p.weight + o * p.in, p.bias != nullptr ? p.bias + o : nullptr, p.y + o,
+                 o + 2 * kO <= end);
   };
   constexpr int kOutputs = std::min(8, kInFlight / kM);
   int64_t o = begin;
@@ -90,10 +95,12 @@ void run(const SmallLinear<X, W>& p) {
     for (int64_t i = 0; i < size; i += lanes) store_row(d, load_row(d, p.x + i, 1, size - i), wide + i, 1, size - i);
     x = wide;
   }
-  // About 128 KB of weights an item: long runs for the prefetcher, and one item where threads would cost more than they
-  // bring.
+  // One long run of weights a thread, so that each prefetch is its own thread's; no threads where they would cost more
+  // than they bring.
   const int64_t row_bytes = std::max<int64_t>(1, p.in * static_cast<int64_t>(sizeof(W)));
-  const int64_t block = std::max<int64_t>(1, 131072 / row_bytes / 8) * 8;
+  const int64_t least = std::max<int64_t>(1, kLeastBytes / row_bytes / 8) * 8;
+  const int64_t share = (p.out + thread_count(p.threads) - 1) / thread_count(p.threads);
+  const int64_t block = std::max(least, (share + 7) / 8 * 8);
   parallel_items((p.out + block - 1) / block, p.threads, [&](int64_t item, int64_t) {
     const int64_t begin = item * block, end = std::min(p.out, begin + block);
     switch (p.rows) {

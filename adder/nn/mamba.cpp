@@ -124,8 +124,11 @@ MambaImpl::MambaImpl(int64_t d_model, const MambaOptions& options, int64_t n_lay
 }
 
 torch::Tensor MambaImpl::A() const {
-  const torch::Tensor decay = -A_log_.exp();
-  return options_.complex ? torch::complex(decay, A_imag_) : decay;
+  const auto compute = [this] {
+    const torch::Tensor decay = -A_log_.exp();
+    return options_.complex ? torch::complex(decay, A_imag_) : decay;
+  };
+  return torch::GradMode::is_enabled() ? compute() : frozen_A_.get({A_log_, A_imag_}, compute);
 }
 
 torch::Tensor MambaImpl::constant(const torch::Tensor& parameter) const {

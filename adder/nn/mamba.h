@@ -8,6 +8,7 @@
 #include <string>
 
 #include "adder/core/options.h"
+#include "adder/nn/derived_tensor.h"
 
 namespace adder::nn {
 
@@ -73,6 +74,7 @@ class MambaImpl : public torch::nn::Module {
   int64_t d_model_, d_inner_, rank_, values_;  // values: reals in a per-step B or C, N or 2 N
   torch::Tensor in_weight_, in_bias_, conv_weight_, conv_bias_, x_weight_, dt_weight_, dt_bias_;
   torch::Tensor A_log_, A_imag_, B_, C_, D_, out_weight_, out_bias_;
+  mutable DerivedTensor frozen_A_;
 };
 TORCH_MODULE(Mamba);
 
