@@ -25,8 +25,8 @@ struct ScanColumn {
   R *s, *q, *y;     // sum of dh B, sum of d(delta A) A log2(e), sum of C h
   R* carry;         // d h at the end of the chunk from what follows; on return: at its beginning
   R *dA, *dB_const, *dC_const;
-  R *a, *h;    // (steps, kStatesAtOnce * parts, lanes)
-  R *dB, *dC;  // the same shape: sums over the vectors of a block
+  R *a, *h;    // (steps, kStatesAtOnce * parts, lanes); h has one row more, its first is the state before the chunk
+  R *dB, *dC;  // the shape of a: sums over the vectors of a block
   bool first;  // the first vector of the block sets dB and dC, the others add
 };
 
@@ -49,6 +49,7 @@ void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
   for (int n = 0; n < kN; ++n) {
     A[n] = hn::Load(d, p.A + (n0 + n) * kUnit);
     x[n] = hn::LoadU(d, p.border + (n0 + n) * kUnit);
+    hn::Store(x[n], d, h + n * lanes);
   }
   const R* B = p.B + n0;
   for (int64_t t = 0; t < steps; ++t, B += planes) {
@@ -58,11 +59,13 @@ void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
       const V decay = exp2(d, hn::Mul(step, A[n]));
       x[n] = hn::MulAdd(decay, x[n], hn::Mul(input, hn::Set(d, B[n])));
       hn::Store(decay, d, a + t * slot + n * lanes);
-      hn::Store(x[n], d, h + t * slot + n * lanes);
+      hn::Store(x[n], d, h + (t + 1) * slot + n * lanes);
     }
   }
+  V state[kN];
   HWY_UNROLL(16)
   for (int n = 0; n < kN; ++n) {
+    state[n] = x[n];
     x[n] = hn::Load(d, p.carry + (n0 + n) * kUnit);
     dA[n] = hn::Load(d, p.dA + (n0 + n) * kUnit);
   }
@@ -77,21 +80,22 @@ void scan_states_backward(D d, const ScanColumn<R>& p, int64_t n0) {
     HWY_UNROLL(16)
     for (int n = 0; n < kN; ++n) {
       const int64_t at = t * slot + n * lanes;
-      const V state = hn::Load(d, h + at), Bn = hn::Set(d, B[n]), Cn = hn::Set(d, C[n]);
+      const V before = hn::Load(d, h + at), Cn = hn::Set(d, C[n]);
       const V dh = hn::MulAdd(gradient, Cn, x[n]);
-      const V dx = hn::Mul(dh, hn::NegMulAdd(input, Bn, state));  // of delta A: dh times a h(t-1)
-      sum_y = hn::MulAdd(Cn, state, sum_y);
-      sum_s = hn::MulAdd(dh, Bn, sum_s);
+      x[n] = hn::Mul(hn::Load(d, a + at), dh);
+      const V dx = hn::Mul(x[n], before);  // the gradient of delta A
+      sum_y = hn::MulAdd(Cn, state[n], sum_y);
+      sum_s = hn::MulAdd(dh, hn::Set(d, B[n]), sum_s);
       sum_q = hn::MulAdd(dx, A[n], sum_q);
       dA[n] = hn::MulAdd(dx, step, dA[n]);
-      x[n] = hn::Mul(hn::Load(d, a + at), dh);
       if constexpr (kFirst) {
         hn::Store(hn::Mul(dh, input), d, dB + at);
-        hn::Store(hn::Mul(gradient, state), d, dC + at);
+        hn::Store(hn::Mul(gradient, state[n]), d, dC + at);
       } else {
         hn::Store(hn::MulAdd(dh, input, hn::Load(d, dB + at)), d, dB + at);
-        hn::Store(hn::MulAdd(gradient, state, hn::Load(d, dC + at)), d, dC + at);
+        hn::Store(hn::MulAdd(gradient, state[n], hn::Load(d, dC + at)), d, dC + at);
       }
+      state[n] = before;
     }
     hn::Store(sum_s, d, s + t * kUnit);
     hn::Store(sum_q, d, q + t * kUnit);
@@ -131,6 +135,7 @@ void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
   };
   const Num A = load_number<kComplex>(d, p.A, n);
   Num h = load_number<kComplex>(d, p.border, n);
+  store_slot(h, p.h, 0);
   for (int64_t t = 0; t < p.steps; ++t) {
     const V step = hn::Load(d, p.delta + t * kUnit);
     const Num x = scale(A, step), a = exponential<kComplex>(d, x);
@@ -142,7 +147,7 @@ void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
     }
     h = multiply_add(a, h, scale(b, hn::Load(d, p.du + t * kUnit)));
     store_slot(a, p.a, t);
-    store_slot(h, p.h, t);
+    store_slot(h, p.h, t + 1);
   }
   Num carry = load_number<kComplex>(d, p.carry, n), dA = load_number<kComplex>(d, p.dA, n);
   Num dB_const = load_number<kComplex>(d, p.dB_const, n), dC_const = load_number<kComplex>(d, p.dC_const, n);
@@ -150,23 +155,21 @@ void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
     const V step = hn::Load(d, p.delta + t * kUnit), du = hn::Load(d, p.du + t * kUnit),
             dy = hn::Load(d, p.dy + t * kUnit);
     const V weight = kComplex ? hn::Add(dy, dy) : dy;  // y = 2 Re(C h) where complex
-    const Num a = load_slot(p.a, t), ht = load_slot(p.h, t), B = B_at(t);
+    const Num a = load_slot(p.a, t), before = load_slot(p.h, t), B = B_at(t);
     const Num C =
         p.C != nullptr ? broadcast_number<kComplex>(d, p.C + t * p.planes, n) : load_number<kComplex>(d, p.C_const, n);
     const Num dh = add(scale(conjugate(C), weight), carry);
-    const Num dC = scale(conjugate(ht), weight);
-    Num b = B, db = scale(dh, du), dx;
+    const Num dC = scale(conjugate(h), weight);
+    carry = multiply(conjugate(a), dh);
+    Num b = B, db = scale(dh, du), dx = multiply(carry, conjugate(before));
     if constexpr (kZoh) {
       Num phi, dphi;
       zoh_factor<kComplex>(d, scale(scale(A, step), constant(d, kLn2)), a, phi, dphi);
       b = multiply(B, phi);
-      dx = multiply(multiply(db, conjugate(B)), conjugate(dphi));
-      dx = multiply_add(dh, conjugate(subtract(ht, scale(b, du))), dx);
+      dx = multiply_add(multiply(db, conjugate(B)), conjugate(dphi), dx);
       db = multiply(db, conjugate(phi));
-    } else {
-      dx = multiply(dh, conjugate(subtract(ht, scale(b, du))));
     }
-    const V product = real_product(C, ht);
+    const V product = real_product(C, h);
     hn::Store(hn::Add(hn::Load(d, p.y + t * kUnit), kComplex ? hn::Add(product, product) : product), d,
               p.y + t * kUnit);
     hn::Store(hn::Add(hn::Load(d, p.s + t * kUnit), real_product(dh, conjugate(b))), d, p.s + t * kUnit);
@@ -180,7 +183,7 @@ void scan_state_backward(D d, const ScanColumn<R>& p, int64_t n) {
       sum_slot(dC, p.dC, t);
     else
       dC_const = add(dC_const, dC);
-    carry = multiply(conjugate(a), dh);
+    h = before;
   }
   store_number<kComplex>(d, carry, p.carry, n);
   store_number<kComplex>(d, dA, p.dA, n);

@@ -48,14 +48,15 @@ struct BackwardTile {
   R* dz;                                // the same; what y is multiplied by
   R *carry, *dA, *dB_const, *dC_const;  // planes of each unit
   R *dD, *ddelta_bias;                  // a row of block channels
-  R *a, *h, *dB, *dC;                   // (step, states at once, lane)
+  R *a, *h, *dB, *dC;                   // (step, states at once, lane); h has a step more
 
   BackwardTile(Carver<R>& carver, const ScanPlan& plan) {
     const int64_t row = plan.block_units * kUnit, slots = kScanChunk * kStatesAtOnce * kUnit;
     for (R** tile : {&dy, &s, &q, &y, &dz}) *tile = carver.take(kScanChunk * row);
     for (R** planes : {&carry, &dA, &dB_const, &dC_const}) *planes = carver.take(plan.planes * row);
     for (R** channels : {&dD, &ddelta_bias}) *channels = carver.take(row);
-    for (R** slot : {&a, &h, &dB, &dC}) *slot = carver.take(slots);
+    for (R** slot : {&a, &dB, &dC}) *slot = carver.take(slots);
+    h = carver.take(slots + kStatesAtOnce * kUnit);
   }
 };
 

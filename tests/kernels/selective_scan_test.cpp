@@ -22,6 +22,14 @@ void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
   expect_near("final_state", problem.final_state, truth.final_state,
               std::is_same_v<T, double> ? forward : kFloat32Forward);
 
+  ScanProblem<T, T> inference(shape);
+  auto forward_only = inference.forward();
+  forward_only.border_states = nullptr;  // a single step then goes another way
+  kernels::cpu::selective_scan_forward(forward_only);
+  expect_near("y without saved states", inference.y, truth.y, forward);
+  expect_near("final_state without saved states", inference.final_state, truth.final_state,
+              std::is_same_v<T, double> ? forward : kFloat32Forward);
+
   kernels::cpu::selective_scan_backward(problem.backward());
   kernels::reference::selective_scan_backward(truth.backward());
   const Tolerance sums = std::is_same_v<T, double> ? backward : kFloat32Backward;
@@ -46,10 +54,22 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
     change(s);
     rows.emplace_back(name, s);
   };
-  for (const int64_t L : {0, 1, 2, 3, 63, 64, 65, 127, 129}) row("L" + std::to_string(L), [=](auto& s) { s.L = L; });
+  for (const int64_t L : {0, 1, 2, 3, 31, 32, 33, 63, 64, 65, 129})
+    row("L" + std::to_string(L), [=](auto& s) { s.L = L; });
   for (const int64_t D : {1, 7, 16, 65, 130}) row("D" + std::to_string(D), [=](auto& s) { s.D = D; });
   for (const int64_t N : {1, 3, 4, 16, 19, 64}) row("N" + std::to_string(N), [=](auto& s) { s.N = N; });
   for (const int64_t B : {0, 1, 5, 67}) row("B" + std::to_string(B), [=](auto& s) { s.B = B; });
+  const auto single_step = [&](const std::string& name, auto change) {
+    row("step_" + name, [&](ScanShape& s) {
+      s.L = 1;
+      change(s);
+    });
+  };
+  for (const int64_t N : {1, 7, 16, 19}) single_step("N" + std::to_string(N), [=](auto& s) { s.N = N; });
+  single_step("groups2", [](auto& s) { s.G = 2; });
+  single_step("mask", [](auto& s) { s.mask = true; });
+  single_step("strided", [](auto& s) { s.strided = true; });
+  single_step("no_initial_state", [](auto& s) { s.initial = false; });
   row("groups2", [](auto& s) { s.G = 2; });
   row("groups_of_one_channel", [](auto& s) { s.G = s.D; });
   row("zoh", [](auto& s) { s.zoh = true; });

@@ -207,6 +207,28 @@ TEST(Theorem1, SmallStepsHoldTheStateAndLargeOnesResetIt) {
   EXPECT_EQ(after(1e4f), 7.0f);
 }
 
+TEST(MambaInference, FollowsItsParameters) {
+  torch::manual_seed(5);
+  Mamba block(8, MambaOptions());
+  const Tensor x = torch::randn({1, 6, 8});
+  const auto without_gradient = [&] {
+    const torch::NoGradGuard no_grad;
+    return block->forward(x).first;
+  };
+  const auto expect_current = [&](const char* after) {
+    EXPECT_TRUE(torch::allclose(without_gradient(), block->forward(x).first.detach(), 1e-5, 1e-7)) << after;
+  };
+  const Tensor before = without_gradient();
+  {
+    const torch::NoGradGuard no_grad;
+    parameter(block, "A_log").add_(1);
+  }
+  EXPECT_FALSE(torch::allclose(without_gradient(), before, 1e-3));
+  expect_current("a write");
+  parameter(block, "A_log").set_data(parameter(block, "A_log").detach() * 0.5);
+  expect_current("new data");
+}
+
 TEST(MambaErrors, NameTheRule) {
   using testing::HasSubstr;
   using testing::ThrowsMessage;
