@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "adder/core/error.h"
+#include "cli/arguments.h"
 #include "cli/commands.h"
 
 namespace adder::cli {
@@ -28,6 +29,12 @@ double median_ms(const std::function<void()>& body) {
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected) {
   const torch::Tensor wide = expected.to(torch::kDouble);
   return ((got.to(torch::kDouble) - wide).abs().max() / wide.abs().max().clamp_min(1e-30)).item<double>();
+}
+
+void check_error(const char* name, double error, double allowed) {
+  ADDER_CHECK(error <= allowed,
+              "bench {}: the error to the double reference is {:.2e}, allowed is {:.2e}; nothing was timed", name,
+              error, allowed);
 }
 
 void add_bench_command(CLI::App& app) {
@@ -71,11 +78,10 @@ void add_bench_command(CLI::App& app) {
   };
   for (const Case& one : cases) {
     auto* sub = command->add_subcommand(one.name, one.help);
-    for (const auto& [flag, value] : one.flags)
-      sub->add_option(flag, *value)->check(CLI::PositiveNumber)->capture_default_str();
+    for (const auto& [flag, value] : one.flags) add_whole_number(*sub, flag, *value, "", 1);
     sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
     sub->add_option("--device", o.device)->check(CLI::IsMember({"cpu"}))->capture_default_str();
-    sub->add_option("--threads", o.threads, "0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+    add_threads(*sub, o.threads);
     sub->add_flag("--json", o.json, "one JSON line");
     sub->callback([options, name = std::string(one.name), run = one.run] {
       if (options->threads > 0) at::set_num_threads(static_cast<int>(options->threads));

@@ -26,6 +26,9 @@ double median_ms(const std::function<void()>& body);
 // The largest difference as a share of the largest expected magnitude.
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected);
 
+// Throws where a result is further from the double reference than is allowed.
+void check_error(const char* name, double error, double allowed);
+
 // Each checks its result against the double reference first, and throws where it is wrong; then measures. One JSON
 // object.
 nlohmann::ordered_json bench_scan(const BenchOptions& options);

@@ -7,6 +7,7 @@
 #include "adder/models/load.h"
 #include "adder/tasks/make_task.h"
 #include "adder/tasks/step.h"
+#include "cli/arguments.h"
 #include "cli/commands.h"
 
 namespace adder::cli {
@@ -34,7 +35,12 @@ void run(const Arguments& a) {
   ADDER_CHECK(loaded.state["config"].contains("task"), "{}: holds no task", loaded.path.string());
   core::from_json(root, {{"task", loaded.state["config"]["task"]}}, loaded.path.string() + ": config");
   for (const std::string& assignment : a.assignments) core::set_option(root, assignment);
+  ADDER_CHECK(!a.carry_state || root.task.name == "language_model",
+              "--carry-state: only a language_model's windows follow one another, the task is {}", root.task.name);
   const auto task = tasks::make_task(root.task);
+  const int64_t vocab = loaded.model->options().vocab_size;
+  ADDER_CHECK(task->vocab_size() <= vocab, "{}: the model has {} tokens, too few for the task's {}",
+              loaded.path.string(), vocab, task->vocab_size());
   const auto source = task->evaluation(a.batch, a.carry_state);
   const tasks::Evaluation e = tasks::evaluate(*loaded.model, *source);
   const double bits = e.loss / std::log(2.0);
@@ -63,11 +69,13 @@ void add_eval_command(CLI::App& app) {
   auto a = std::make_shared<Arguments>();
   command->add_option("checkpoint", a->checkpoint, "a checkpoint folder, or a run's folder")->required();
   command->add_flag("--best", a->best, "of a run's folder take the best checkpoint, not the latest");
-  command->add_option("--set", a->assignments, "task.key=value, over the checkpoint's configuration; may be repeated");
-  command->add_option("--batch", a->batch, "rows of a batch")->check(CLI::PositiveNumber);
+  add_texts(*command, "--set", a->assignments, "task.key=value, over the checkpoint's configuration; may be repeated");
+  add_whole_number(*command, "--batch", a->batch, "rows of a batch", 1);
   command->add_flag("--carry-state", a->carry_state, "language models: carry the state from window to window");
-  command->add_option("--dtype", a->dtype, "type of activations")->check(CLI::IsMember({"float32", "bfloat16"}));
-  command->add_option("--threads", a->threads, "processor threads; 0: all")->check(CLI::NonNegativeNumber);
+  command->add_option("--dtype", a->dtype, "type of activations")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  add_threads(*command, a->threads);
   command->add_flag("--json", a->json, "one JSON line");
   command->callback([a] { run(*a); });
 }

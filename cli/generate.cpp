@@ -2,14 +2,18 @@
 
 #include <ATen/Parallel.h>
 
-#include <chrono>
-#include <fstream>
-#include <iostream>
+#include <cstdio>
+#include <filesystem>
 
 #include "adder/core/error.h"
+#include "adder/core/files.h"
 #include "adder/core/options_io.h"
+#include "adder/data/compressed_file.h"
 #include "adder/models/load.h"
+#include "adder/tasks/make_task.h"
+#include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/output.h"
 
 namespace adder::cli {
 namespace {
@@ -28,27 +32,57 @@ std::vector<int64_t> byte_tokens(const std::string& text) {
 }
 
 std::string read_prompt(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  ADDER_CHECK(in.good(), "cannot read the prompt file '{}'", path);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::error_code error;
+  if (std::filesystem::is_fifo(path, error)) return data::read_file(path);  // a pipe cannot be mapped
+  const core::MappedFile file(path);
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
 // Byte models stop at nothing by default; a prompt of no bytes begins as after a line's end.
-infer::GenerateOptions options_of(const Arguments& a) {
+infer::GenerateOptions default_options() {
   infer::GenerateOptions options;
   options.start_token = '\n';
-  for (const std::string& assignment : a.assignments) core::set_option(options, assignment);
   return options;
+}
+
+constexpr int64_t kBytes = 256;
+
+// The model, which gives logits to bytes alone: what tokens it has beyond them are no text.
+models::MambaLM byte_model(const models::LoadedModel& loaded) {
+  models::MambaLMOptions options = loaded.model->options();
+  ADDER_CHECK(options.vocab_size >= kBytes,
+              "{}: text goes in and out as bytes, so the model must have at least 256 tokens, got {}",
+              loaded.path.string(), options.vocab_size);
+  if (options.vocab_size == kBytes) return loaded.model;
+  if (const auto& config = loaded.state["config"]; config.contains("task")) {
+    tasks::TaskOptions task;
+    core::from_json(task, config["task"], loaded.path.string() + ": config.task");
+    ADDER_CHECK(task.name == "language_model" && task.language_model.token_file.empty(),
+                "{}: text goes in and out as bytes, but the model's {} tokens were trained as others",
+                loaded.path.string(), options.vocab_size);
+  }
+  options.pad_vocab_size_multiple = options.padded_vocab();  // the same rows
+  options.vocab_size = kBytes;
+  models::MambaLM model(options);
+  models::load_parameters(*model, loaded.model->named_parameters().pairs(), loaded.path.string());
+  return model;
+}
+
+void print(std::string_view bytes) {
+  std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+}
+
+void print_tokens(const std::vector<int64_t>& tokens) {
+  for (const int64_t token : tokens) std::fputc(static_cast<int>(token), stdout);
 }
 
 void run(const Arguments& a) {
   if (a.threads > 0) at::set_num_threads(static_cast<int>(a.threads));
-  const infer::GenerateOptions options = options_of(a);
+  infer::GenerateOptions options = default_options();
+  for (const std::string& assignment : a.assignments) core::set_option(options, assignment);
   models::LoadedModel loaded = models::load_model(a.checkpoint, a.best);
   for (const std::string& reason : loaded.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
-  ADDER_CHECK(loaded.model->options().vocab_size == 256,
-              "{}: text goes in and out as bytes, so the model must have 256 tokens, got {}", loaded.path.string(),
-              loaded.model->options().vocab_size);
+  loaded.model = byte_model(loaded);
   if (a.dtype != "float32") loaded.model->cast_weights(a.dtype == "bfloat16" ? torch::kBFloat16 : torch::kHalf);
 
   std::vector<std::string> texts = a.prompts;
@@ -60,21 +94,32 @@ void run(const Arguments& a) {
 
   // One row is streamed as it comes; several are printed when all are done, lest they mix.
   const bool stream = prompts.size() == 1;
-  if (stream) std::cout << texts[0] << std::flush;
-  const infer::Generation out = infer::generate(loaded.model, prompts, options, [&](int64_t, int64_t token) {
-    if (stream) std::cout << static_cast<char>(token) << std::flush;
-    return std::cout.good() ? infer::Proceed::kContinue : infer::Proceed::kStopAll;
-  });
-  if (stream) std::cout << "\n";
-  for (size_t i = 0; !stream && i < out.rows.size(); ++i) {
-    std::cout << "=== " << i + 1 << " ===\n" << texts[i / static_cast<size_t>(a.samples)];
-    for (const int64_t token : out.rows[i].tokens) std::cout << static_cast<char>(token);
-    std::cout << "\n";
+  const auto stream_token = [](int64_t, int64_t token) {
+    print_tokens({token});
+    flush_output();
+    return infer::Proceed::kContinue;
+  };
+  if (stream) {
+    print(texts[0]);
+    flush_output();
   }
-  std::cout.flush();
+  const infer::Generation out =
+      infer::generate(loaded.model, prompts, options, stream ? stream_token : infer::TokenCallback());
+  int64_t generated = 0;
+  for (size_t i = 0; i < out.rows.size(); ++i) {
+    const std::vector<int64_t>& tokens = out.rows[i].tokens;
+    generated += static_cast<int64_t>(tokens.size());
+    if (!stream) {
+      print(fmt::format("=== {} ===\n{}", i + 1, texts[i / static_cast<size_t>(a.samples)]));
+      print_tokens(tokens);
+    }
+    print("\n");
+  }
+  flush_output();
+  // Each row's first token comes from the prompt's pass, so the rate is that of the others.
   if (!a.quiet)
     fmt::print(stderr, "prompt: {} tokens, {:.0f} tokens/s; generated: {} tokens, {:.0f} tokens/s\n", out.prompt_tokens,
-               static_cast<double>(out.prompt_tokens) / std::max(out.prompt_seconds, 1e-9), out.decode_tokens,
+               static_cast<double>(out.prompt_tokens) / std::max(out.prompt_seconds, 1e-9), generated,
                static_cast<double>(out.decode_tokens) / std::max(out.decode_seconds, 1e-9));
 }
 
@@ -85,15 +130,16 @@ void add_generate_command(CLI::App& app) {
   auto a = std::make_shared<Arguments>();
   command->add_option("checkpoint", a->checkpoint, "a checkpoint folder, or a run's folder")->required();
   command->add_flag("--best", a->best, "of a run's folder take the best checkpoint, not the latest");
-  command->add_option("--prompt", a->prompts, "text to continue; may be repeated");
+  add_texts(*command, "--prompt", a->prompts, "text to continue; may be repeated");
   command->add_option("--prompt-file", a->prompt_file, "a file with a text to continue");
-  command->add_option("--samples", a->samples, "continuations of each prompt")->check(CLI::PositiveNumber);
-  command->add_option("--set", a->assignments, "key=value of the sampling, see below; may be repeated");
+  add_whole_number(*command, "--samples", a->samples, "continuations of each prompt", 1);
+  add_texts(*command, "--set", a->assignments, "key=value of the sampling, see below; may be repeated");
   command->add_option("--dtype", a->dtype, "type of weights and activations")
-      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
-  command->add_option("--threads", a->threads, "processor threads; 0: all")->check(CLI::NonNegativeNumber);
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
+      ->capture_default_str();
+  add_threads(*command, a->threads);
   command->add_flag("--quiet", a->quiet, "no speeds on stderr");
-  command->footer([] { return "Sampling keys:\n" + core::help_table(infer::GenerateOptions()); });
+  command->footer([] { return "Sampling keys:\n" + core::help_table(default_options()); });
   command->callback([a] { run(*a); });
 }
 

@@ -14,6 +14,7 @@
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
 #include "adder/core/nearest_name.h"
+#include "cli/arguments.h"
 #include "cli/chart.h"
 #include "cli/commands.h"
 
@@ -209,21 +210,21 @@ void add_plot_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("plot", "Draw the metrics of runs as a PNG");
   command->add_option("runs", arguments->runs, "folders of runs, or files metrics.jsonl")->required()->expected(-1);
   command->add_option("--out", arguments->out, "PNG to write")->required();
-  command->add_option("--y", arguments->y,
-                      "what to draw: loss, eval_loss, eval_accuracy, eval_sequence_accuracy, lr, grad_norm, ... "
-                      "(default: loss and eval_loss)");
+  add_texts(*command, "--y", arguments->y,
+            "what to draw: loss, eval_loss, eval_accuracy, eval_sequence_accuracy, lr, grad_norm, ...; may be "
+            "repeated (default: loss and eval_loss)");
   command->add_option("--x", arguments->x, "along the chart: step or tokens")
       ->check(CLI::IsMember({"step", "tokens"}))
       ->capture_default_str();
-  command->add_option("--label", arguments->labels, "name of each run in the legend (default: its folder)");
+  add_texts(*command, "--label", arguments->labels,
+            "name of a run in the legend, once for each run (default: its folder)");
   command->add_option("--title", arguments->title, "title of the chart");
-  command
-      ->add_option("--smooth", arguments->smooth, "mean over so many neighbouring lines; evaluations stay as they are")
-      ->check(CLI::Range(int64_t{1}, int64_t{100000}));
+  add_whole_number(*command, "--smooth", arguments->smooth,
+                   "mean over so many neighbouring lines; evaluations stay as they are", 1, 100000);
   command->add_flag("--log-x", arguments->log_x, "logarithmic x axis");
   command->add_flag("--log-y", arguments->log_y, "logarithmic y axis");
-  command->add_option("--y-min", arguments->y_min, "low end of the y axis");
-  command->add_option("--y-max", arguments->y_max, "high end of the y axis");
+  add_real(*command, "--y-min", arguments->y_min, "low end of the y axis");
+  add_real(*command, "--y-max", arguments->y_max, "high end of the y axis");
   command->callback([arguments] { plot(*arguments); });
 }
 

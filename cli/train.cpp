@@ -1,3 +1,4 @@
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <fmt/format.h>
 #include <torch/torch.h>
 
@@ -7,6 +8,7 @@
 #include "adder/core/options_io.h"
 #include "adder/infer/generate.h"
 #include "adder/train/trainer.h"
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/run_config.h"
 
@@ -24,13 +26,21 @@ void catch_stop_signals() {
     });
 }
 
-void dry_run(const train::RunConfig& config) {
-  const auto task = tasks::make_task(config.task);
+// Tensors that are made here go to the meta device, whatever their options say: they have shapes and no memory.
+int64_t parameter_count(const models::MambaLMOptions& options) {
   const torch::NoGradGuard no_grad;
-  const models::MambaLM model(config.model);
-  const train::MemoryEstimate memory = train::estimate_memory(config, model->parameter_count(), task->length());
+  const c10::impl::IncludeDispatchKeyGuard meta(c10::DispatchKey::Meta);
+  const c10::impl::ExcludeDispatchKeyGuard device_of_options(c10::DispatchKey::BackendSelect);
+  return models::MambaLM(options)->parameter_count();
+}
+
+void dry_run(const train::RunConfig& config) {
+  train::check_data(config);
+  const int64_t parameters = parameter_count(config.model);
+  const train::MemoryEstimate memory =
+      train::estimate_memory(config, parameters, tasks::make_task(config.task)->length());
   fmt::print("{}\n", core::to_toml(config));
-  fmt::print("# parameters: {} ({})\n", model->parameter_count(), count_text(model->parameter_count()));
+  fmt::print("# parameters: {} ({})\n", parameters, count_text(parameters));
   fmt::print(
       "# expected memory: {} (parameters {}, gradients {}, optimizer {}, activations {}, logits {}) and LibTorch's "
       "own\n",
@@ -53,7 +63,7 @@ void print_sample(models::MambaLM& model, int64_t step) {
   fmt::print("--- sample at step {} ---\n", step);
   const std::vector<std::vector<int64_t>> prompt = {{'\n'}};
   infer::generate(model, prompt, options, [](int64_t, int64_t token) {
-    std::fputc(static_cast<int>(token), stdout);
+    if (token < 256) std::fputc(static_cast<int>(token), stdout);  // the model may know more tokens than bytes
     return infer::Proceed::kContinue;
   });
   fmt::print("\n---\n");
@@ -88,7 +98,7 @@ void add_train_command(CLI::App& app) {
   auto* command = app.add_subcommand("train", "Train a model as a TOML file says");
   auto arguments = std::make_shared<Arguments>();
   command->add_option("config", arguments->config, "configuration file, see configs/")->required();
-  command->add_option("--set", arguments->assignments, "key=value, over the file; may be repeated");
+  add_texts(*command, "--set", arguments->assignments, "key=value, over the file; may be repeated");
   command->add_flag("--resume", arguments->resume, "continue the run in train.out from its newest checkpoint");
   command->add_flag("--dry-run", arguments->dry_run,
                     "print the resolved configuration, parameter count and expected memory");

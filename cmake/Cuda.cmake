@@ -13,7 +13,7 @@ if(ADDER_CUDA AND NOT cuda_found)
   message(FATAL_ERROR "ADDER_CUDA is ON but no nvcc 12.8 or newer was found (found: '${nvcc_version}')")
 endif()
 # The kernels lie beside their CPU versions as adder/kernels/*.cu; this release has none yet.
-file(GLOB adder_cuda_sources ${CMAKE_SOURCE_DIR}/adder/kernels/*.cu)
+file(GLOB adder_cuda_sources ${PROJECT_SOURCE_DIR}/adder/kernels/*.cu)
 if(ADDER_CUDA AND adder_cuda_sources)
   set(CMAKE_CUDA_COMPILER ${ADDER_NVCC})
   enable_language(CUDA)

@@ -2,7 +2,7 @@
 # find_package(Torch) is of no use here: it demands a CUDA toolkit for a CPU build and probes for a GPU.
 set(torch_folder ${ADDER_TORCH})
 if(NOT torch_folder)
-  file(GLOB torch_folder ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+  file(GLOB torch_folder ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
 endif()
 if(NOT EXISTS ${torch_folder}/lib/libtorch_cpu.so)
   message(FATAL_ERROR "No LibTorch in '${torch_folder}': run 'make setup', or give -DADDER_TORCH=<folder of the torch package>")
@@ -18,9 +18,9 @@ list(APPEND CMAKE_BUILD_RPATH ${ADDER_TORCH_LIB})
 # The wheel's own CUDA runtime and the like lie beside torch; its libraries find them through their own rpath.
 target_link_options(adder_torch INTERFACE -Wl,--allow-shlib-undefined)
 
-file(WRITE ${CMAKE_BINARY_DIR}/pch.cpp.in "// carries the precompiled header\n")
-configure_file(${CMAKE_BINARY_DIR}/pch.cpp.in ${CMAKE_BINARY_DIR}/pch.cpp COPYONLY)
-add_library(adder_pch STATIC ${CMAKE_BINARY_DIR}/pch.cpp)
+file(WRITE ${PROJECT_BINARY_DIR}/pch.cpp.in "// carries the precompiled header\n")
+configure_file(${PROJECT_BINARY_DIR}/pch.cpp.in ${PROJECT_BINARY_DIR}/pch.cpp COPYONLY)
+add_library(adder_pch STATIC ${PROJECT_BINARY_DIR}/pch.cpp)
 target_link_libraries(adder_pch PUBLIC adder_options adder_torch adder_openmp)
 target_precompile_headers(adder_pch PRIVATE <torch/torch.h>)
 message(STATUS "LibTorch: ${torch_folder}")

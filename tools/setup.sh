@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build ccache git pkg-config python3-venv libgomp1
-          libhwy-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev libspdlog-dev libfmt-dev
+          libhwy-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev libfmt-dev
           libzstd-dev liblzma-dev zlib1g-dev libxxhash-dev libcairo2-dev fonts-dejavu-core libgtest-dev libgmock-dev)
 
 missing_packages() {
@@ -38,16 +38,18 @@ install_packages() {
 }
 
 install_python() {
-  local wanted=tools/requirements.txt stamp=.venv/.requirements
-  cmp -s "$wanted" "$stamp" && return 0
-  echo "setup: installing LibTorch and the Python tools into .venv (about 5 GB, a minute or more)"
-  [ -x .venv/bin/python ] || python3 -m venv .venv
+  # The stamp lists what is installed; with a torch package of your own, torch is not wanted.
+  local wanted stamp=.venv/.requirements what="LibTorch and the Python tools into .venv (about 5 GB, a minute or more)"
+  wanted=$(cat tools/requirements.txt)
   if [ -n "${ADDER_TORCH:-}" ]; then
-    grep -v '^torch==' "$wanted" | .venv/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
-  else
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"
+    wanted=$(grep -v '^torch==' <<<"$wanted")
+    what="the Python tools into .venv; LibTorch is the one in $ADDER_TORCH"
   fi
-  cp "$wanted" "$stamp"
+  [ -f "$stamp" ] && ! grep -qvxFf "$stamp" <<<"$wanted" && return 0
+  echo "setup: installing $what"
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin <<<"$wanted"
+  echo "$wanted" >"$stamp"
 }
 
 install_packages

@@ -107,7 +107,7 @@ void SamplingOptions::visit(core::FieldVisitor& v) {
   for (const int64_t token : stop_tokens) stops.push_back(std::to_string(token));
   v.field("stop_tokens", stops, "token ids that end a row; they are not part of its output");
   stop_tokens = parse_tokens(stops);
-  v.field("max_tokens", max_tokens, "tokens generated for a row at most", {.min = 0});
+  v.field("max_tokens", max_tokens, "tokens generated for a row at most", {.min = 0, .max = 1 << 30});
   v.field("temperature", temperature, "logits are divided by it; 0 takes the most probable token", {.min = 0});
   v.field("top_k", top_k, "only the k most probable tokens; 0: all", {.min = 0});
   v.field("top_p", top_p, "only the most probable tokens that sum to this probability; 1: all", {.min = 0, .max = 1});

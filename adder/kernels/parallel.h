@@ -19,13 +19,15 @@ inline int64_t thread_count(int64_t threads) {
 // threads have ended.
 template <typename Body>
 void parallel_items(int64_t items, int64_t threads, const Body& body) {
-  threads = std::min(thread_count(threads), items);
-  if (threads <= 1 || omp_in_parallel()) {
+  threads = thread_count(threads);
+  if (threads <= 1 || items <= 1 || omp_in_parallel()) {
     for (int64_t item = 0; item < items; ++item) body(item, int64_t{0});
     return;
   }
   std::exception_ptr error;
   std::mutex error_mutex;
+  // All threads, also where items are fewer: libgomp ends the threads that a smaller team leaves out and starts them
+  // anew for the next one.
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
   for (int64_t item = 0; item < items; ++item) {
     try {

@@ -23,7 +23,7 @@ struct SoftmaxRows {
 };
 
 namespace cpu {
-// T: float, double or bfloat16. A row with a NaN or +inf has loss and gradient NaN.
+// A row with a NaN or +inf has loss and gradient NaN.
 template <typename T>
 void softmax_rows(const SoftmaxRows<T>& params);
 }  // namespace cpu

@@ -119,6 +119,9 @@ void softmax_rows_f64(const SoftmaxRows<double>& p) {
 void softmax_rows_bf16(const SoftmaxRows<bfloat16>& p) {
   run(p);
 }
+void softmax_rows_f16(const SoftmaxRows<float16>& p) {
+  run(p);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace adder::kernels
@@ -130,6 +133,7 @@ namespace adder::kernels {
 HWY_EXPORT(softmax_rows_f32);
 HWY_EXPORT(softmax_rows_f64);
 HWY_EXPORT(softmax_rows_bf16);
+HWY_EXPORT(softmax_rows_f16);
 
 namespace cpu {
 template <>
@@ -143,6 +147,10 @@ void softmax_rows(const SoftmaxRows<double>& p) {
 template <>
 void softmax_rows(const SoftmaxRows<bfloat16>& p) {
   HWY_DYNAMIC_DISPATCH(softmax_rows_bf16)(p);
+}
+template <>
+void softmax_rows(const SoftmaxRows<float16>& p) {
+  HWY_DYNAMIC_DISPATCH(softmax_rows_f16)(p);
 }
 }  // namespace cpu
 }  // namespace adder::kernels

@@ -9,11 +9,11 @@
 namespace adder::models {
 
 void MambaLMOptions::visit(core::FieldVisitor& v) {
-  v.field("d_model", d_model, "width of the residual stream", {.min = 1});
-  v.field("n_layer", n_layer, "number of blocks", {.min = 1});
-  v.field("vocab_size", vocab_size, "number of tokens", {.min = 1});
+  v.field("d_model", d_model, "width of the residual stream", {.min = 1, .max = 1 << 20});
+  v.field("n_layer", n_layer, "number of blocks", {.min = 1, .max = 65536});
+  v.field("vocab_size", vocab_size, "number of tokens", {.min = 1, .max = 1 << 30});
   v.field("pad_vocab_size_multiple", pad_vocab_size_multiple, "the embedding's rows are padded to a multiple of this",
-          {.min = 1});
+          {.min = 1, .max = 1 << 20});
   v.field("tie_embeddings", tie_embeddings, "the head is the embedding");
   v.choice("norm", norm, "RMSNorm or LayerNorm", {"rms", "layer"});
   v.field("norm_eps", norm_eps, "its epsilon", {.min = 0});
@@ -68,6 +68,19 @@ MambaLMImpl::MambaLMImpl(const MambaLMOptions& options) : options_(options) {
     head_ = part(*this, "lm_head")->add("weight", nn::uniform_fan_in({rows, options.d_model}, options.d_model));
 }
 
+namespace {
+
+void check_ids(const torch::Tensor& ids, int64_t vocab) {
+  const torch::Tensor rows = ids.contiguous();
+  const auto* values = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.numel(); ++i)
+    ADDER_CHECK(values[i] >= 0 && values[i] < vocab,
+                "MambaLM: ids must lie in [0, vocab_size) = [0, {}), got {} at ({}, {})", vocab, values[i],
+                i / rows.size(1), i % rows.size(1));
+}
+
+}  // namespace
+
 std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, const LMState& state,
                                                       const nn::SequenceInfo& sequence) {
   ADDER_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong,
@@ -75,6 +88,7 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, 
               fmt::join(ids.sizes().vec(), ", "));
   ADDER_CHECK(state.layers.empty() || static_cast<int64_t>(state.layers.size()) == options_.n_layer,
               "MambaLM: a state of {} layers does not fit a model of {}", state.layers.size(), options_.n_layer);
+  if (ids.is_cpu()) check_ids(ids, options_.vocab_size);
   torch::Tensor x = torch::embedding(embedding_, ids);
   if (options_.embedding_dropout > 0 && is_training()) x = torch::dropout(x, options_.embedding_dropout, true);
   if (probe_) probe_("backbone.embedding", x);

@@ -59,7 +59,7 @@ class MambaLMImpl : public torch::nn::Module {
   Loss loss(const torch::Tensor& ids, const torch::Tensor& targets, const LMState& state = {},
             const nn::SequenceInfo& sequence = {});
 
-  // The type of activations: float32, float64, bfloat16 or float16; parameters are cast on use.
+  // The type of activations: that of the parameters, or bfloat16 over float32 parameters, which are cast on use.
   void set_activation_type(torch::ScalarType type) { type_ = type; }
   torch::ScalarType activation_type() const { return type_; }
   // For inference: keeps the large matrices in `type`; A, D, biases, norms and convolution stay float32. Also sets the

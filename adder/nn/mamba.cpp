@@ -41,9 +41,9 @@ torch::Tensor without_mean_square(const torch::Tensor& x, double eps) {
 }  // namespace
 
 void MambaOptions::visit(core::FieldVisitor& v) {
-  v.field("d_state", d_state, "states per channel, N", {.min = 1});
-  v.field("d_conv", d_conv, "width of the causal convolution", {.min = 1});
-  v.field("expand", expand, "inner channels per model channel, E", {.min = 1});
+  v.field("d_state", d_state, "states per channel, N", {.min = 1, .max = 65536});
+  v.field("d_conv", d_conv, "width of the causal convolution", {.min = 1, .max = 65536});
+  v.field("expand", expand, "inner channels per model channel, E", {.min = 1, .max = 1024});
   v.field("dt_rank", dt_rank,
           "rank of the delta projection: auto (d_model / 16, rounded up), a number, or none (delta constant)");
   v.field("selective_B", selective_B, "B depends on the input");

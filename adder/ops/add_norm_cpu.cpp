@@ -9,9 +9,11 @@
 namespace adder::ops {
 namespace {
 
-// Calls f.operator()<T, Out>() for the pair of types.
+// Calls f.operator()<T, Out>() for the pair of types: double goes with itself alone.
 template <typename F>
 void dispatch_pair(at::ScalarType x, at::ScalarType out, const F& f) {
+  TORCH_CHECK_VALUE((x == at::kDouble) == (out == at::kDouble), "add_norm: dtypes of x and of its output must both be ",
+                    "Double or neither, got ", x, " and ", out);
   dispatch_floating(x, [&]<typename T>() {
     if constexpr (std::is_same_v<T, double>)
       f.template operator()<double, double>();

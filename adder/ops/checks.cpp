@@ -70,8 +70,8 @@ c10::SymInt check_sequences(const char* op, const at::Tensor& input, const std::
   }
   if (!present(cu_seqlens)) return batch;
   check_dtype(op, "cu_seqlens", *cu_seqlens, at::kLong);
-  TORCH_CHECK_VALUE(cu_seqlens->device().is_cpu() || cu_seqlens->is_meta() || input.is_meta(), op,
-                    ": cu_seqlens must be on the CPU, got ", cu_seqlens->device());
+  TORCH_CHECK_VALUE(cu_seqlens->device().is_cpu() || input.is_meta(), op, ": cu_seqlens must be on the CPU, got ",
+                    cu_seqlens->device());
   TORCH_CHECK_VALUE(cu_seqlens->dim() == 1 && cu_seqlens->sym_size(0) >= 1, op,
                     ": cu_seqlens must have shape (S + 1), got ", shape_text(cu_seqlens->sym_sizes()));
   TORCH_CHECK_VALUE(batch == 1, op, ": cu_seqlens packs sequences into one row, so B must be 1, got ", batch);

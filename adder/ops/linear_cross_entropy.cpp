@@ -50,12 +50,12 @@ TORCH_LIBRARY_IMPL(adder, Meta, m) {
 void check_linear_cross_entropy(ADDER_LINEAR_CROSS_ENTROPY_ARGUMENTS) {
   (void)ignore_index;
   const at::ScalarType type = x.scalar_type();
-  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kBFloat16 || type == at::kDouble, kOp,
-                    ": x must have dtype Float, BFloat16 or Double, got ", type);
+  const bool half = type == at::kBFloat16 || type == at::kHalf;
+  check_floating(kOp, "x", x);
   check_shape(kOp, "x", x, "(M, D)", {-1, -1});
-  TORCH_CHECK_VALUE(weight.scalar_type() == type || (type == at::kBFloat16 && weight.scalar_type() == at::kFloat), kOp,
-                    ": weight must have the dtype of x (", type, ")", type == at::kBFloat16 ? " or Float" : "",
-                    ", got ", weight.scalar_type());
+  TORCH_CHECK_VALUE(weight.scalar_type() == type || (half && weight.scalar_type() == at::kFloat), kOp,
+                    ": weight must have the dtype of x (", type, ")", half ? " or Float" : "", ", got ",
+                    weight.scalar_type());
   check_shape(kOp, "weight", weight, "(V, D)", {-1, x.sym_size(1)});
   check_device(kOp, "weight", weight, x, "x");
   check_dtype(kOp, "target", target, at::kLong);

@@ -76,21 +76,19 @@ LinearCrossEntropyResult cpu_forward(ADDER_LINEAR_CROSS_ENTROPY_ARGUMENTS, bool 
     const at::Tensor x_block = x.narrow(0, first, size);
     at::mm_out(logits, x_block, real_weight.t());
     dispatch_floating(x.scalar_type(), [&]<typename T>() {
-      if constexpr (!std::is_same_v<T, kernels::float16>) {
-        using R = kernels::Accumulator<T>;
-        kernels::SoftmaxRows<T> p;
-        p.rows = size;
-        p.vocab = real_vocab;
-        p.logits = numbers<T>(logits);
-        p.targets = targets.const_data_ptr<int64_t>() + first;
-        p.ignore_index = ignore_index;
-        p.write_gradient = need_grad;
-        p.scale = R{1} / static_cast<R>(std::max<int64_t>(count, 1));
-        p.losses = numbers<R>(row_losses) + first;
-        p.predictions = predictions.mutable_data_ptr<int64_t>() + first;
-        p.threads = at::get_num_threads();
-        kernels::cpu::softmax_rows(p);
-      }
+      using R = kernels::Accumulator<T>;
+      kernels::SoftmaxRows<T> p;
+      p.rows = size;
+      p.vocab = real_vocab;
+      p.logits = numbers<T>(logits);
+      p.targets = targets.const_data_ptr<int64_t>() + first;
+      p.ignore_index = ignore_index;
+      p.write_gradient = need_grad;
+      p.scale = R{1} / static_cast<R>(std::max<int64_t>(count, 1));
+      p.losses = numbers<R>(row_losses) + first;
+      p.predictions = predictions.mutable_data_ptr<int64_t>() + first;
+      p.threads = at::get_num_threads();
+      kernels::cpu::softmax_rows(p);
     });
     if (!need_grad) continue;
     at::Tensor dx_block = dx.narrow(0, first, size);

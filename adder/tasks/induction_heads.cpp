@@ -47,7 +47,7 @@ class InductionHeads : public Task {
 void InductionHeadsOptions::visit(core::FieldVisitor& v) {
   v.field("length", length, "tokens of a sequence", {.min = 3});
   v.field("vocab_size", vocab_size, "tokens, the special one among them", {.min = 2});
-  v.field("evaluation_sequences", evaluation_sequences, "fresh sequences of an evaluation", {.min = 1});
+  v.field("evaluation_sequences", evaluation_sequences, "fresh sequences of an evaluation", {.min = 1, .max = 1 << 30});
 }
 
 std::unique_ptr<Task> make_induction_heads(const InductionHeadsOptions& options) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "adder/core/error.h"
+#include "adder/core/hash.h"
 #include "adder/core/random.h"
 #include "adder/data/sampler.h"
 #include "adder/data/token_file.h"
@@ -10,18 +11,42 @@
 namespace adder::tasks {
 namespace {
 
+// Tells whether a position belongs to this text: its length and a hash of blocks spread over it, of all of a short one.
+std::string fingerprint(const data::TokenStream& stream) {
+  constexpr int64_t kBlock = 64, kBlocks = 1024;
+  core::Hasher hasher;
+  std::vector<int64_t> tokens(kBlock);
+  const int64_t blocks = std::min(kBlocks, (stream.size() + kBlock - 1) / kBlock);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t begin = stream.size() * i / blocks;
+    const int64_t count = std::min(kBlock, stream.size() - begin);
+    stream.copy(begin, count, tokens.data());
+    hasher.update(std::as_bytes(std::span(tokens.data(), static_cast<size_t>(count))));
+  }
+  return fmt::format("{} tokens, {}", stream.size(), hasher.hex());
+}
+
 class WindowSource : public BatchSource {
  public:
-  explicit WindowSource(std::unique_ptr<data::Sampler> sampler) : sampler_(std::move(sampler)) {}
+  WindowSource(std::unique_ptr<data::Sampler> sampler, std::string text)
+      : sampler_(std::move(sampler)), text_(std::move(text)) {}
   std::optional<TaskBatch> next() override {
     std::optional<data::Batch> batch = sampler_->next();
     if (!batch) return std::nullopt;
-    return TaskBatch{batch->input, batch->target, batch->starts, batch->fresh, batch->after};
+    nlohmann::json after = batch->after;
+    after["text"] = text_;
+    return TaskBatch{batch->input, batch->target, batch->starts, batch->fresh, std::move(after)};
   }
-  void seek(const nlohmann::json& position) override { sampler_->seek(position.get<data::Position>()); }
+  void seek(const nlohmann::json& position) override {
+    const std::string text = position.value("text", std::string());
+    ADDER_CHECK(text == text_, "a run is continued with the text that it began with: it was {}, now it is {}", text,
+                text_);
+    sampler_->seek(position.get<data::Position>());
+  }
 
  private:
   std::unique_ptr<data::Sampler> sampler_;
+  std::string text_;
 };
 
 std::shared_ptr<const data::TokenStream> open_stream(const LanguageModelOptions& o) {
@@ -55,7 +80,7 @@ class LanguageModel : public Task {
       sampler = std::make_unique<data::ShuffledWindows>(stream_, split_.train, window, derived);
     else
       sampler = std::make_unique<data::SequentialLanes>(stream_, split_.train, window);
-    return std::make_unique<WindowSource>(std::move(sampler));
+    return std::make_unique<WindowSource>(std::move(sampler), fingerprint(*stream_));
   }
 
   std::unique_ptr<BatchSource> evaluation(int64_t batch, bool carried) const override {
@@ -66,9 +91,9 @@ class LanguageModel : public Task {
     const data::WindowOptions window{carried ? 1 : batch, length, options_.reset_at_documents};
     if (carried)
       return std::make_unique<WindowSource>(
-          std::make_unique<data::OrderedEvaluation>(stream_, split_.validation, window));
-    return std::make_unique<WindowSource>(
-        std::make_unique<data::EvaluationWindows>(stream_, split_.validation, window));
+          std::make_unique<data::OrderedEvaluation>(stream_, split_.validation, window), "");
+    return std::make_unique<WindowSource>(std::make_unique<data::EvaluationWindows>(stream_, split_.validation, window),
+                                          "");
   }
 
  private:
@@ -84,8 +109,9 @@ void LanguageModelOptions::visit(core::FieldVisitor& v) {
   v.field("token_file", token_file, "a file of tokens instead of text files");
   v.field("document_separator", document_separator, "text after which a new document starts inside a file");
   v.field("validation_fraction", validation_fraction, "share at the end that is held out", {.min = 0, .max = 0.999});
-  v.field("length", length, "tokens of a training window", {.min = 1});
-  v.field("evaluation_length", evaluation_length, "tokens of an evaluation window; 0: as in training", {.min = 0});
+  v.field("length", length, "tokens of a training window", {.min = 1, .max = 1 << 30});
+  v.field("evaluation_length", evaluation_length, "tokens of an evaluation window; 0: as in training",
+          {.min = 0, .max = 1 << 30});
   v.choice("windows", windows,
            "training windows: anywhere, each once an epoch, or in order with the state carried over",
            {"random", "shuffled", "carried"});

@@ -52,10 +52,10 @@ class SelectiveCopying : public Task {
 }  // namespace
 
 void SelectiveCopyingOptions::visit(core::FieldVisitor& v) {
-  v.field("noise", noise, "noise tokens among which the tokens lie", {.min = 0});
-  v.field("tokens", tokens, "tokens to copy", {.min = 1});
-  v.field("vocab_size", vocab_size, "letters, the noise token and the marker", {.min = 3});
-  v.field("evaluation_sequences", evaluation_sequences, "fresh sequences of an evaluation", {.min = 1});
+  v.field("noise", noise, "noise tokens among which the tokens lie", {.min = 0, .max = 1 << 30});
+  v.field("tokens", tokens, "tokens to copy", {.min = 1, .max = 1 << 30});
+  v.field("vocab_size", vocab_size, "letters, the noise token and the marker", {.min = 3, .max = 1 << 30});
+  v.field("evaluation_sequences", evaluation_sequences, "fresh sequences of an evaluation", {.min = 1, .max = 1 << 30});
 }
 
 std::unique_ptr<Task> make_selective_copying(const SelectiveCopyingOptions& options) {

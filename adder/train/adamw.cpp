@@ -39,7 +39,7 @@ double AdamW::gradient_norm() const {
   for (const Group& group : groups_)
     for (const torch::Tensor& parameter : group.parameters)
       if (parameter.grad().defined()) {
-        const auto norm = parameter.grad().norm().item<double>();
+        const auto norm = torch::norm(parameter.grad(), 2, torch::kDouble).item<double>();
         sum += norm * norm;
       }
   return std::sqrt(sum);
@@ -64,6 +64,8 @@ void AdamW::step(double lr, double norm) {
     at::_fused_adamw_(parameters, grads, first, second, {}, steps, lr, options_.beta1, options_.beta2,
                       group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false, scale,
                       /*found_inf=*/std::nullopt);
+    // The kernel does not tell that it wrote; what is derived from a parameter goes by its version.
+    for (torch::Tensor& parameter : parameters) torch::autograd::impl::bump_version(parameter);
   }
 }
 

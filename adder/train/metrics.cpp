@@ -19,8 +19,9 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step) :
   if (std::ifstream in(path); in) {
     for (std::string line; std::getline(in, line);) {
       const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-      // A line that a kill cut short is dropped as well.
-      if (!json.is_discarded() && json.is_object() && json.value("step", int64_t{0}) <= last_step)
+      // Lines that a kill cut short are dropped as well.
+      const bool whole = json.is_object() && json.contains("step") && json["step"].is_number_integer() && !in.eof();
+      if (whole && json["step"].get<int64_t>() <= last_step)
         kept += line + "\n";
       else
         dropped = true;

@@ -27,19 +27,19 @@ void TrainOptions::visit(core::FieldVisitor& v) {
   v.field("out", out, "folder of the run: config, metrics, checkpoints");
   v.field("seed", seed, "seed of the initialisation, the data and dropout", {.min = 0});
   v.field("steps", steps, "optimizer steps", {.min = 0});
-  v.field("batch", batch, "rows of a batch", {.min = 1});
-  v.field("accumulate", accumulate, "batches of a step", {.min = 1});
+  v.field("batch", batch, "rows of a batch", {.min = 1, .max = 1 << 24});
+  v.field("accumulate", accumulate, "batches of a step", {.min = 1, .max = 1 << 24});
   v.choice("precision", precision, "type of activations and products; parameters stay float32",
            {"float32", "bfloat16"});
   v.group("optimizer", optimizer, "AdamW");
   v.field("log_every", log_every, "steps between two lines of metrics", {.min = 1});
   v.field("eval_every", eval_every, "steps between two evaluations; 0: at the end only", {.min = 0});
-  v.field("eval_batch", eval_batch, "rows of an evaluation batch; 0: as in training", {.min = 0});
+  v.field("eval_batch", eval_batch, "rows of an evaluation batch; 0: as in training", {.min = 0, .max = 1 << 24});
   v.field("sample_every", sample_every, "steps between two samples; 0: none", {.min = 0});
   v.field("checkpoint_every", checkpoint_every, "steps between two checkpoints; 0: at the end only", {.min = 0});
   v.field("keep_checkpoints", keep_checkpoints, "the last checkpoints that are kept, beside the best", {.min = 1});
-  v.field("threads", threads, "processor threads; 0: all", {.min = 0});
-  v.field("prefetch", prefetch, "batches that are made ahead", {.min = 1});
+  v.field("threads", threads, "processor threads; 0: all", {.min = 0, .max = 4096});
+  v.field("prefetch", prefetch, "batches that are made ahead", {.min = 1, .max = 4096});
 }
 
 void RunConfig::visit(core::FieldVisitor& v) {

@@ -22,84 +22,58 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// A language model without held-out text has nothing to be evaluated on.
+bool can_evaluate(const RunConfig& config) {
+  return config.task.name != "language_model" || config.task.language_model.validation_fraction > 0;
+}
+
+struct CheckedTask {
+  std::unique_ptr<tasks::Task> task;
+  std::unique_ptr<tasks::BatchSource> source;
+
+  explicit CheckedTask(const RunConfig& config) : task(tasks::make_task(config.task)) {
+    ADDER_CHECK(task->vocab_size() <= config.model.vocab_size,
+                "model.vocab_size must be at least the task's {} tokens, got {}", task->vocab_size(),
+                config.model.vocab_size);
+    source = task->training(config.train.batch, static_cast<uint64_t>(config.train.seed));
+    if (can_evaluate(config)) task->evaluation(1, false);
+  }
+};
+
 class Run {
  public:
   Run(const RunConfig& config, bool resume, const TrainHooks& hooks)
-      : config_(config),
-        options_(config.train),
-        hooks_(hooks),
-        folder_(options_.out),
-        task_(tasks::make_task(config.task)) {
-    ADDER_CHECK(task_->vocab_size() <= config.model.vocab_size,
-                "model.vocab_size must be at least the task's {} tokens, got {}", task_->vocab_size(),
-                config.model.vocab_size);
-    fs::create_directories(folder_);
-    lock_.emplace(folder_);
-    core::clean_leftovers(folder_);
+      : config_(config), options_(config.train), hooks_(hooks), folder_(options_.out), data_(config) {
+    ADDER_CHECK(!folder_.empty(), "train.out must name a folder, got \"\"");
     if (options_.threads > 0) at::set_num_threads(static_cast<int>(options_.threads));
-    const bool exists = fs::exists(folder_ / "metrics.jsonl") || !weights::list_checkpoints(folder_).empty();
-    ADDER_CHECK(resume || !exists,
-                "{}: holds a run already; continue it with --resume, or choose another folder with --set train.out=...",
-                folder_.string());
     torch::manual_seed(static_cast<uint64_t>(options_.seed));
     model_ = models::MambaLM(config.model);
     if (options_.precision == "bfloat16") model_->set_activation_type(torch::kBFloat16);
     optimizer_.emplace(*model_, options_.optimizer);
+    // From here on the folder is written to: what can be refused has been.
+    fs::create_directories(folder_);
+    lock_.emplace(folder_);
+    core::clean_leftovers(folder_);
+    const fs::path metrics = folder_ / "metrics.jsonl";
+    const bool exists =
+        (fs::exists(metrics) && fs::file_size(metrics) > 0) || !weights::list_checkpoints(folder_).empty();
+    ADDER_CHECK(resume || !exists,
+                "{}: holds a run already; continue it with --resume, or choose another folder with --set train.out=...",
+                folder_.string());
     if (resume) restore();
+    first_step_ = state_.step;
+    if (!state_.data.is_null()) data_.source->seek(state_.data);
     core::write_file_atomically(folder_ / "config.toml", core::to_toml(config_));
-    metrics_.emplace(folder_ / "metrics.jsonl", state_.step);
-    source_ = task_->training(options_.batch, static_cast<uint64_t>(options_.seed));
-    if (!state_.data.is_null()) source_->seek(state_.data);
+    metrics_.emplace(metrics, state_.step);
   }
 
   TrainResult loop() {
-    data::Prefetcher<tasks::TaskBatch> batches([this] { return source_->next(); }, options_.prefetch);
-    Progress progress(state_.step, options_.steps);
-    model_->train();
-    double logged_loss = 0;
-    int64_t logged_steps = 0;
-    auto since_log = Clock::now();
-    while (state_.step < options_.steps) {
-      const auto begin = Clock::now();
-      const double lr = learning_rate(options_.optimizer, state_.step, options_.steps);
-      const StepFigures figures = step(batches, lr, progress);
-      result_.seconds += seconds_since(begin);
-      logged_loss += figures.loss;
-      ++logged_steps;
-      tokens_here_ += figures.tokens;
-      if (state_.step % options_.log_every == 0 || state_.step == options_.steps) {
-        const double mean = logged_loss / static_cast<double>(logged_steps);
-        metrics_->write({{"step", state_.step},
-                         {"tokens", state_.tokens},
-                         {"loss", mean},
-                         {"lr", lr},
-                         {"grad_norm", figures.norm},
-                         {"step_ms", 1e3 * seconds_since(since_log) / static_cast<double>(logged_steps)}});
-        logged_loss = 0;
-        logged_steps = 0;
-        since_log = Clock::now();
-      }
-      progress.update(state_.step, figures.loss, lr, static_cast<double>(tokens_here_) / result_.seconds);
-      if (due(options_.eval_every)) evaluate(progress);
-      if (due(options_.sample_every) && hooks_.sample) {
-        progress.interrupt();
-        model_->eval();
-        hooks_.sample(model_, state_.step);
-        model_->train();
-      }
-      result_.interrupted = state_.step < options_.steps && hooks_.stop_requested && hooks_.stop_requested();
-      if (due(options_.checkpoint_every) || result_.interrupted) save();
-      if (result_.interrupted) break;
+    try {
+      return run_steps();
+    } catch (...) {
+      save_after_error();
+      throw;
     }
-    if (!result_.interrupted) {
-      if (!result_.last || evaluated_step_ != state_.step) evaluate(progress);
-      save();
-    }
-    finish_writing();
-    progress.interrupt();
-    result_.steps = state_.step;
-    result_.tokens_per_second = result_.seconds > 0 ? static_cast<double>(tokens_here_) / result_.seconds : 0;
-    return result_;
   }
 
  private:
@@ -113,10 +87,61 @@ class Run {
     int64_t tokens = 0;
   };
 
+  TrainResult run_steps() {
+    data::Prefetcher<tasks::TaskBatch> batches([this] { return data_.source->next(); }, options_.prefetch);
+    Progress progress(state_.step, options_.steps);
+    model_->train();
+    double logged_loss = 0, logged_seconds = 0;
+    int64_t logged_steps = 0;
+    while (state_.step < options_.steps) {
+      const auto begin = Clock::now();
+      const double lr = learning_rate(options_.optimizer, state_.step, options_.steps);
+      const StepFigures figures = step(batches, lr, progress);
+      const double seconds = seconds_since(begin);
+      result_.seconds += seconds;
+      logged_seconds += seconds;
+      logged_loss += figures.loss;
+      ++logged_steps;
+      tokens_here_ += figures.tokens;
+      if (state_.step % options_.log_every == 0 || state_.step == options_.steps) {
+        const double mean = logged_loss / static_cast<double>(logged_steps);
+        metrics_->write({{"step", state_.step},
+                         {"tokens", state_.tokens},
+                         {"loss", mean},
+                         {"lr", lr},
+                         {"grad_norm", figures.norm},
+                         {"step_ms", 1e3 * logged_seconds / static_cast<double>(logged_steps)}});
+        logged_loss = logged_seconds = 0;
+        logged_steps = 0;
+      }
+      progress.update(state_.step, figures.loss, lr, static_cast<double>(tokens_here_) / result_.seconds);
+      if (due(options_.eval_every)) evaluate(progress);
+      if (due(options_.sample_every) && hooks_.sample) {
+        progress.interrupt();
+        model_->eval();
+        hooks_.sample(model_, state_.step);
+        model_->train();
+      }
+      result_.interrupted = state_.step < options_.steps && hooks_.stop_requested && hooks_.stop_requested();
+      if (due(options_.checkpoint_every) || result_.interrupted) save();
+      if (result_.interrupted) break;
+    }
+    if (!result_.interrupted && state_.step > first_step_) {
+      if (evaluated_step_ != state_.step) evaluate(progress);
+      save();
+    }
+    finish_writing();
+    progress.interrupt();
+    result_.steps = state_.step;
+    result_.tokens_per_second = result_.seconds > 0 ? static_cast<double>(tokens_here_) / result_.seconds : 0;
+    return result_;
+  }
+
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   StepFigures step(data::Prefetcher<tasks::TaskBatch>& batches, double lr, Progress& progress) {
     StepFigures figures;
+    step_generator_ = generator().get_state();
     optimizer_->zero_grad();
     models::LMState carried = state_.carried;
     nlohmann::json position;
@@ -141,13 +166,16 @@ class Run {
     if (config_.task.language_model.windows == "carried") state_.carried = carried;
     ++state_.step;
     state_.tokens += figures.tokens;
+    step_generator_ = torch::Tensor();
     return figures;
   }
 
   [[noreturn]] void stop_nonfinite(const char* what, double value, const tasks::TaskBatch& batch,
                                    const models::LMState& before, Progress& progress) {
     progress.interrupt();
+    generator().set_state(step_generator_);  // the same dropout masks
     const std::string where = first_nonfinite(*model_, batch, before);
+    generator().set_state(step_generator_);
     save();
     finish_writing();
     fail(
@@ -157,9 +185,9 @@ class Run {
   }
 
   void evaluate(Progress& progress) {
-    if (!can_evaluate()) return;
+    if (!can_evaluate(config_)) return;
     const int64_t rows = options_.eval_batch > 0 ? options_.eval_batch : options_.batch;
-    const auto source = task_->evaluation(rows, false);
+    const auto source = data_.task->evaluation(rows, false);
     const tasks::Evaluation evaluation = tasks::evaluate(*model_, *source);
     evaluated_step_ = state_.step;
     result_.last = evaluation;
@@ -175,11 +203,6 @@ class Run {
     }
   }
 
-  // A language model without held-out text has nothing to be evaluated on.
-  bool can_evaluate() const {
-    return config_.task.name != "language_model" || config_.task.language_model.validation_fraction > 0;
-  }
-
   fs::path checkpoint_path() const { return folder_ / weights::checkpoint_name(state_.step); }
 
   void save() {
@@ -188,14 +211,34 @@ class Run {
     write(checkpoint_path());
   }
 
+  // The steps since the last checkpoint are not to be lost. What went wrong may go wrong again here; the first error is
+  // the one to tell.
+  void save_after_error() {
+    if (state_.step == first_step_) return;
+    try {
+      finish_writing();
+    } catch (...) {
+    }
+    try {
+      if (step_generator_.defined()) generator().set_state(step_generator_);
+      save();
+      finish_writing();
+    } catch (...) {
+    }
+  }
+
+  static at::Generator generator() { return at::Generator(at::detail::getDefaultCPUGenerator()); }
+
   // Copies everything now and writes on a thread of its own; one write at a time.
   void write(const fs::path& path) {
     finish_writing();
-    state_.generator = at::detail::getDefaultCPUGenerator().get_state();
+    state_.generator = generator().get_state();
     auto snapshot = std::make_shared<const Snapshot>(config_, *model_, *optimizer_, state_);
-    writing_ = std::async(std::launch::async, [snapshot, path, folder = folder_, keep = options_.keep_checkpoints] {
+    writing_ = std::async(std::launch::async, [snapshot, path, folder = folder_, keep = options_.keep_checkpoints,
+                                               step = state_.step] {
       snapshot->write(path);
-      const auto numbered = weights::list_checkpoints(folder);
+      auto numbered = weights::list_checkpoints(folder);
+      std::erase_if(numbered, [step](const auto& c) { return c.step > step; });  // damaged: the run was resumed before
       for (size_t i = 0; i + static_cast<size_t>(keep) < numbered.size(); ++i)
         core::remove_folder_atomically(numbered[i].path);
     });
@@ -214,7 +257,7 @@ class Run {
     for (const std::string& reason : latest->damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
     state_ = load_run(latest->checkpoint, config_, *model_, *optimizer_);
     saved_step_ = state_.step;
-    at::Generator(at::detail::getDefaultCPUGenerator()).set_state(state_.generator);
+    generator().set_state(state_.generator);
     fmt::print(stderr, "resuming from {} (step {})\n", latest->checkpoint.path().string(), state_.step);
   }
 
@@ -222,19 +265,23 @@ class Run {
   const TrainOptions& options_ = config_.train;
   const TrainHooks& hooks_;
   const fs::path folder_;
-  std::unique_ptr<tasks::Task> task_;
+  CheckedTask data_;
   std::optional<core::FolderLock> lock_;
   models::MambaLM model_{nullptr};
   std::optional<AdamW> optimizer_;
   std::optional<MetricsFile> metrics_;
-  std::unique_ptr<tasks::BatchSource> source_;
   RunState state_;
   TrainResult result_;
-  int64_t tokens_here_ = 0, evaluated_step_ = -1, saved_step_ = -1;
+  torch::Tensor step_generator_;  // in a step: the generator's state before it
+  int64_t first_step_ = 0, tokens_here_ = 0, evaluated_step_ = -1, saved_step_ = -1;
   std::future<void> writing_;
 };
 
 }  // namespace
+
+void check_data(const RunConfig& config) {
+  CheckedTask{config};
+}
 
 TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks) {
   return Run(config, resume, hooks).loop();

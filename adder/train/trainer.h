@@ -25,6 +25,10 @@ struct TrainResult {
   double tokens_per_second = 0;
 };
 
+// Throws what train() would throw because of the task or its data: missing or unreadable files, text too short for its
+// windows, a vocabulary smaller than the task's. Writes nothing.
+void check_data(const RunConfig& config);
+
 // Trains in the folder train.out, which it creates and locks: config.toml, metrics.jsonl, checkpoints step-NNNNNNNN and
 // `best` (lowest evaluation loss). With `resume` it continues from the newest checkpoint that is whole, bit-equal to a
 // run that never stopped; without, a folder that holds a run is an error. A loss or gradient that is not finite is an

@@ -137,9 +137,10 @@ ordered_json read_document(const fs::path& folder) {
   ADDER_CHECK(version.is_number_unsigned() && version > 0, "{}: \"version\" must be a whole number from 1, got {}",
               path, shown_value(version));
   // Before the hash, which a newer version may form in another way.
-  ADDER_CHECK(version <= kFormatVersion,
-              "{}: written by a newer version of Adder ({}): its format has version {}, this program reads up to {}",
-              path, shown_value(writer), version.dump(), kFormatVersion);
+  if (version > kFormatVersion)
+    throw NewerFormat(fmt::format(
+        "{}: written by a newer version of Adder ({}): its format has version {}, this program reads up to {}", path,
+        shown_value(writer), version.dump(), kFormatVersion));
   check_hash(text, path);
   std::vector<std::string> keys;
   for (const auto& item : document.items()) keys.push_back(item.key());
@@ -308,6 +309,8 @@ std::optional<FoundCheckpoint> latest_checkpoint(const fs::path& run_folder) {
   for (; !numbered.empty(); numbered.pop_back()) {
     try {
       return FoundCheckpoint{CheckpointFolder(numbered.back().path), damaged};
+    } catch (const NewerFormat&) {
+      throw;  // going on from an older checkpoint would write over what the newer program trained
     } catch (const Error& error) {
       damaged.push_back(error.what());
     }

@@ -11,12 +11,19 @@
 #include <utility>
 #include <vector>
 
+#include "adder/core/error.h"
 #include "adder/weights/safetensors.h"
 
 // Checkpoints: folders of safetensors files and one checkpoint.json with a hash of everything (docs/checkpoints.md).
 namespace adder::weights {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+// A checkpoint of a version that this program does not know.
+class NewerFormat : public Error {
+ public:
+  using Error::Error;
+};
 
 struct CheckpointFile {
   std::string name;  // "model.safetensors": letters, digits, '.', '-' and '_', ending so

@@ -12,34 +12,13 @@
 #include <random>
 #include <thread>
 
+#include "tests/cli/program_runner.h"
+
 namespace adder::tests {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-
-const char* const kProgram = ADDER_BINARY_DIR "/adder";
-
-struct Outcome {
-  int code;
-  std::string output;  // stdout and stderr
-};
-
-Outcome run(const std::string& arguments) {
-  const std::string command = std::string(kProgram) + " " + arguments + " 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  std::string output;
-  char buffer[4096];
-  for (size_t n; (n = std::fread(buffer, 1, sizeof(buffer), pipe)) > 0;) output.append(buffer, n);
-  const int status = ::pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output};
-}
-
-std::string contents(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  EXPECT_TRUE(in.good()) << path;
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 class Program : public testing::Test {
  protected:
