@@ -3,7 +3,7 @@ PRESET ?= release
 BUILD := build/$(PRESET)
 ADDER := build/release/adder
 PYTHON := .venv/bin/python
-CMAKE_FLAGS := $(if $(ADDER_TORCH),-DADDER_TORCH=$(ADDER_TORCH))
+CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH)
 
 .PHONY: help setup build test test-asan test-tsan demo bench format format-check lint layers clean
 
