@@ -1,4 +1,3 @@
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <fmt/format.h>
 #include <torch/torch.h>
 
@@ -24,14 +23,6 @@ void catch_stop_signals() {
       stop_signal = caught;
       std::signal(caught, SIG_DFL);
     });
-}
-
-// Tensors that are made here go to the meta device, whatever their options say: they have shapes and no memory.
-int64_t parameter_count(const models::MambaLMOptions& options) {
-  const torch::NoGradGuard no_grad;
-  const c10::impl::IncludeDispatchKeyGuard meta(c10::DispatchKey::Meta);
-  const c10::impl::ExcludeDispatchKeyGuard device_of_options(c10::DispatchKey::BackendSelect);
-  return models::MambaLM(options)->parameter_count();
 }
 
 void dry_run(const train::RunConfig& config) {

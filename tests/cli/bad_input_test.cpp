@@ -92,13 +92,21 @@ std::vector<std::pair<std::string, std::string>> token_file(char token, int vers
 }
 
 std::vector<Case> command_lines() {
-  return {{"unknown_command", "trian @/run.toml", {"trian"}},
-          {"unknown_flag", kTrain + "--foo", {"--foo"}},
-          {"eval_dtype", "eval @/copying --dtype float64", {"--dtype: float64 not in {float32,bfloat16}"}},
-          {"eval_batch", "eval @/copying --batch 0", {"--batch"}},
-          {"eval_threads", "eval @/copying --threads x", {"--threads"}},
-          {"generate_dtype", "generate @/bytes --dtype int8", {"--dtype: int8 not in"}},
-          {"bench_device", "bench scan --device cuda", {"--device: cuda not in {cpu}"}}};
+  return {
+      {"unknown_command", "trian @/run.toml", {"unknown command 'trian'; did you mean 'train'?"}},
+      {"unknown_help", "nothing --help", {"unknown command 'nothing'; there are train, eval, "}},
+      {"unknown_case", "bench scann --length 5", {"unknown bench case 'scann'; did you mean 'scan'?"}},
+      {"unknown_flag", kTrain + "--foo", {"--foo"}},
+      {"eval_dtype", "eval @/copying --dtype float64", {"--dtype: float64 not in {float32,bfloat16}"}},
+      {"eval_batch", "eval @/copying --batch 0", {"--batch must be a whole number >= 1, got \"0\""}},
+      {"eval_threads", "eval @/copying --threads x", {"--threads must be a whole number >= 0, got \"x\""}},
+      {"many_threads", "eval @/copying --threads 99999999999999999999", {"--threads must be a whole number <= 4096"}},
+      {"generate_samples", "generate @/bytes --samples 1.5", {"--samples must be a whole number >= 1, got \"1.5\""}},
+      {"bench_length", "bench scan --length 0", {"--length must be a whole number >= 1, got \"0\""}},
+      {"plot_y_min", "plot @/bytes --y-min low --out @/a.png", {"--y-min must be a number, got \"low\""}},
+      {"carry_state", "eval @/copying --carry-state", {"--carry-state: only a language_model's windows follow"}},
+      {"generate_dtype", "generate @/bytes --dtype int8", {"--dtype: int8 not in"}},
+      {"bench_device", "bench scan --device cuda", {"--device: cuda not in {cpu}"}}};
 }
 
 std::vector<Case> configurations() {
@@ -124,7 +132,8 @@ std::vector<Case> configurations() {
   set("model.vocab_size=7", {"model.vocab_size must be at least the task's 8 tokens, got 7"});
   set("model.vocab_size=7 --dry-run", {"model.vocab_size must be at least the task's 8 tokens, got 7"});
   set("model.mixer.dt_rank=lots", {"dt_rank must be \"auto\", \"none\" or a whole number >= 1, got \"lots\""});
-  set("model.mixer.dt_max=1e-4", {"dt_max must not be below dt_min, got 0.0001 and 0.001"});
+  for (const std::string also : {"", " --dry-run"})
+    set("model.mixer.dt_max=1e-4" + also, {"dt_max must not be below dt_min, got 0.0001 and 0.001"});
   // Sizes whose products no longer fit into 64 bits.
   for (const char* key :
        {"model.mixer.expand", "model.vocab_size", "task.selective_copying.tokens", "train.batch", "train.threads"})
@@ -147,6 +156,9 @@ std::vector<Case> data_files() {
        {"model.vocab_size must be at least the task's 256 tokens, got 128"}},
       {"too_short",
        train + "@/text.txt --set task.language_model.length=5000",
+       {"windows of 5000 need a range of at least 5001 tokens, got 936"}},
+      {"too_short_dry_run",
+       train + "@/text.txt --set task.language_model.length=5000 --dry-run",
        {"windows of 5000 need a range of at least 5001 tokens, got 936"}},
       {"too_short_for_lanes",
        train + "@/text.txt --set task.language_model.length=500 --set task.language_model.windows=carried",
@@ -260,7 +272,7 @@ std::vector<Case> prompts_and_plots() {
       {"stop_token", "generate @/bytes --set stop_tokens=300", {"stop token 300 is outside the vocabulary [0, 256)"}},
       {"misspelt_key", "generate @/bytes --set temprature=1", {"did you mean 'temperature'?"}},
       {"missing_prompt", "generate @/bytes --prompt-file @/none.txt", {"@/none.txt"}},
-      {"prompt_is_a_folder", "generate @/bytes --prompt-file @", {"'@'"}},
+      {"prompt_is_a_folder", "generate @/bytes --prompt-file @", {"cannot read '@': it is a folder"}},
       {"plot_missing", "plot @/none --out @/plot.png", {"cannot open '@/none': No such file or directory"}},
       {"plot_no_folder", "plot @/bytes --out @/none/plot.png", {"cannot create '@/none/plot.png'"}},
       {"plot_onto_a_folder", "plot @/bytes --out @/a.png", {"it is a folder"}, {}, [](const fs::path& folder) {
@@ -480,7 +492,8 @@ TEST_F(BadInput, AFullDiskWhileAPictureIsWritten) {
 
 TEST_F(BadInput, AFullDiskBehindStandardOutput) {
   copy_runs("@/bytes", folder_);
-  for (const char* arguments : {"eval @/bytes --json", "generate @/bytes --quiet", "train @/run.toml --dry-run"}) {
+  for (const char* arguments :
+       {"eval @/bytes --json", "generate @/bytes --quiet", "train @/run.toml --dry-run", "train --help", "--version"}) {
     const Outcome outcome = program(arguments, "", "2>&1 >/dev/full");
     EXPECT_EQ(outcome.code, 1) << arguments;
     EXPECT_THAT(outcome.output, HasSubstr("No space left on device")) << arguments;

@@ -71,7 +71,7 @@ TEST_F(Plot, DrawsALineForEachRunAndFigure) {
   EXPECT_EQ(lines(), 4);
   plot({path("first"), "--y", "eval_accuracy"});
   EXPECT_EQ(lines(), 1);
-  plot({path("first/metrics.jsonl"), path("second/"), "--y", "lr", "--label", "a", "b", "--title", "t"});
+  plot({path("first/metrics.jsonl"), path("second/"), "--y", "lr", "--label", "a", "--label", "b", "--title", "t"});
   EXPECT_EQ(lines(), 2);
 }
 
@@ -171,7 +171,7 @@ TEST_F(Plot, NamesWhatIsMissing) {
 }
 
 TEST_F(Plot, RefusesBadArguments) {
-  EXPECT_EQ(error({path("first"), "--label", "a", "b"}), "--label: must be given once for each run: 2 for 1");
+  EXPECT_EQ(error({path("first"), "--label", "a", "--label", "b"}), "--label: must be given once for each run: 2 for 1");
   EXPECT_THROW(plot({path("first"), "--x", "time"}), CLI::ValidationError);
   EXPECT_THROW(plot({path("first"), "--smooth", "0"}), CLI::ValidationError);
   EXPECT_THROW(plot({}), CLI::RequiredError);

@@ -10,8 +10,12 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "adder/core/options_io.h"
+#include "adder/train/options.h"
 #include "tests/cli/program_runner.h"
 
 namespace adder::tests {
@@ -53,6 +57,22 @@ checkpoint_every = 7
     return contents(fs::path(out(name)) / step / "model.safetensors") +
            contents(fs::path(out(name)) / step / "training.safetensors");
   }
+  // A run on text, as bytes.
+  void train_on_text(const std::string& name, const std::string& more = "") const {
+    std::ofstream text(folder_ / "text.txt");
+    for (int i = 0; i < 200; ++i) text << "the quick brown fox " << i << "\n";
+    text.close();
+    const Outcome trained = run(train(name) +
+                                " --set task.name=language_model --set model.vocab_size=256 --set train.steps=20 "
+                                "--set task.language_model.length=32 --set task.language_model.files=" +
+                                (folder_ / "text.txt").string() + more);
+    ASSERT_EQ(trained.code, 0) << trained.output;
+  }
+  static bool has_checkpoint(const fs::path& folder) {
+    if (!fs::exists(folder)) return false;
+    return std::any_of(fs::directory_iterator(folder), fs::directory_iterator(),
+                       [](const auto& entry) { return entry.path().filename().string().starts_with("step-"); });
+  }
 
   fs::path folder_;
 };
@@ -71,7 +91,8 @@ TEST_F(Program, TrainsEvaluatesAndPlots) {
   EXPECT_EQ(contents(out("plot.png")).substr(1, 3), "PNG");
 }
 
-// Killed at ten random moments, resumed each time: the same weights, to the bit, as a run that was left alone.
+// Killed at ten random moments, the first after a checkpoint, and resumed each time: the same weights, to the bit, as
+// those of a run that was left alone.
 TEST_F(Program, KilledRunsEndBitEqual) {
   ASSERT_EQ(run(train("calm") + " --set train.steps=400").code, 0);
   std::mt19937 random(std::random_device{}());
@@ -85,13 +106,16 @@ TEST_F(Program, KilledRunsEndBitEqual) {
               "train.steps=400", nullptr);
       ::_exit(127);
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(200 + random() % 900));
+    for (int i = 0; kills == 0 && i < 600 && !has_checkpoint(out("killed")); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::this_thread::sleep_for(std::chrono::milliseconds(kills == 0 ? 0 : 200 + random() % 900));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);
   }
   const Outcome last = run(train("killed") + " --resume --set train.steps=400");
   ASSERT_EQ(last.code, 0) << last.output;
+  EXPECT_THAT(last.output, HasSubstr("resuming from " + out("killed") + "/step-"));
   EXPECT_EQ(last_weights("calm", "step-00000400"), last_weights("killed", "step-00000400"));
 }
 
@@ -145,6 +169,31 @@ TEST_F(Program, DryRunTellsAndLeavesNothing) {
   EXPECT_FALSE(fs::exists(out("run")));
 }
 
+TEST_F(Program, DryRunCountsTheParametersOfTheModel) {
+  const std::vector<std::vector<std::string>> choices = {
+      {},
+      {"mixer.complex=true"},
+      {"mixer.complex=true", "mixer.selective_B=false", "mixer.selective_C=false", "mixer.A_init=random"},
+      {"mixer.selective_B=false", "mixer.dt_rank=none"},
+      {"mixer.selective_B=false", "mixer.selective_C=false", "mixer.dt_rank=none", "mixer.conv_bias=false"},
+      {"mixer.bias=true", "mixer.dt_rank=3", "norm=layer"},
+      {"tie_embeddings=false", "vocab_size=21", "n_layer=3", "d_model=20"},
+      {"mixer.d_state=5", "mixer.d_conv=3", "mixer.expand=3", "pad_vocab_size_multiple=5"}};
+  for (const std::vector<std::string>& choice : choices) {
+    train::RunConfig options;
+    core::read_toml_file(options, config());
+    std::string arguments = "train --dry-run";
+    for (const std::string& assignment : choice) {
+      core::set_option(options, "model." + assignment);
+      arguments += " --set model." + assignment;
+    }
+    const int64_t expected = models::MambaLM(options.model)->parameter_count();
+    const Outcome outcome = run(arguments + " " + config());  // after the options: each of them takes one value
+    ASSERT_EQ(outcome.code, 0) << outcome.output;
+    EXPECT_THAT(outcome.output, HasSubstr("# parameters: " + std::to_string(expected) + " (")) << arguments;
+  }
+}
+
 TEST_F(Program, BadInputGetsOneClearMessage) {
   const auto expect = [&](const std::string& arguments, const std::string& text) {
     const Outcome outcome = run(arguments);
@@ -162,17 +211,11 @@ TEST_F(Program, BadInputGetsOneClearMessage) {
   EXPECT_FALSE(fs::exists(out("run")));
   ASSERT_EQ(run(train("run") + " --set train.steps=5").code, 0);
   expect(train("run"), "holds a run already");
-  expect("generate " + out("run") + " --prompt hello", "the model must have 256 tokens, got 8");
+  expect("generate " + out("run") + " --prompt hello", "the model must have at least 256 tokens, got 8");
 }
 
 TEST_F(Program, GeneratesTheSameTextForASeed) {
-  std::ofstream text(folder_ / "text.txt");
-  for (int i = 0; i < 200; ++i) text << "the quick brown fox " << i << "\n";
-  text.close();
-  const std::string sets =
-      " --set task.name=language_model --set model.vocab_size=256 --set task.language_model.files=" +
-      (folder_ / "text.txt").string() + " --set task.language_model.length=32 --set train.steps=20";
-  ASSERT_EQ(run(train("text") + sets).code, 0);
+  train_on_text("text");
   const std::string generate = "generate " + out("text") + " --prompt 'the ' --set max_tokens=40 --set seed=3 --quiet";
   const Outcome once = run(generate), again = run(generate);
   EXPECT_EQ(once.code, 0) << once.output;
@@ -182,6 +225,82 @@ TEST_F(Program, GeneratesTheSameTextForASeed) {
   EXPECT_NE(once.output,
             run("generate " + out("text") + " --prompt 'the ' --set max_tokens=40 --set seed=4 --quiet").output);
   EXPECT_THAT(run("eval " + out("text") + " --carry-state").output, HasSubstr("bits/byte"));
+}
+
+TEST_F(Program, GeneratesSamplesOfEachPrompt) {
+  train_on_text("text");
+  // What CLI11 would take for lists is text.
+  const std::vector<std::string> prompts = {"the ", "[a, b]", "{}"};
+  std::string generate = "generate " + out("text") + " --samples 2 --dtype bfloat16 --set max_tokens=8 --set seed=3";
+  for (const std::string& prompt : prompts) generate += " --prompt '" + prompt + "'";
+  const Outcome outcome = run(generate, "", "2>/dev/null");
+  ASSERT_EQ(outcome.code, 0) << run(generate).output;
+  EXPECT_EQ(outcome.output, run(generate + " --quiet").output);
+  size_t at = 0;
+  std::vector<std::string> rows;
+  for (size_t i = 0; i < 6; ++i) {
+    const std::string head = "=== " + std::to_string(i + 1) + " ===\n" + prompts[i / 2];
+    ASSERT_EQ(outcome.output.substr(at, head.size()), head);
+    rows.push_back(outcome.output.substr(at + head.size(), 8));
+    at += head.size() + 8 + 1;  // the tokens and a line's end
+  }
+  EXPECT_EQ(outcome.output.size(), at);
+  EXPECT_NE(rows[0], rows[1]);
+  EXPECT_THAT(run(generate).output, HasSubstr("generated: 48 tokens"));
+}
+
+TEST_F(Program, GeneratesBytesWithAModelOfMoreTokens) {
+  train_on_text("text", " --set model.vocab_size=300");
+  // Hot enough to ask for the tokens that are no bytes.
+  const Outcome outcome =
+      run("generate " + out("text") + " --prompt a --set max_tokens=100 --set temperature=1000 --set seed=1");
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("generated: 100 tokens"));
+}
+
+TEST_F(Program, BenchChecksAndMeasuresEachCase) {
+  const std::string sizes = "--batch 2 --length 8 ", model = "--d-model 16 --n-layer 2 --vocab 32 --batch 2 ";
+  const std::vector<std::string> times = {"forward_ms", "backward_ms", "forward_backward_ms"};
+  struct Case {
+    std::string arguments;
+    std::vector<std::string> sizes, figures;
+  };
+  const std::vector<Case> cases = {
+      {"scan " + sizes + "--channels 4 --state 3", {"batch", "length", "channels", "state"}, times},
+      {"conv " + sizes + "--channels 4 --width 3", {"batch", "length", "channels", "width"}, times},
+      {"train " + model + "--length 8",
+       {"d_model", "n_layer", "vocab", "batch", "length"},
+       {"tokens_per_s", "peak_bytes"}},
+      {"decode " + model + "--prompt 5 --tokens 4",
+       {"d_model", "n_layer", "vocab", "batch", "prompt", "tokens"},
+       {"prompt_tokens_per_s", "decode_tokens_per_s", "total_tokens_per_s"}}};
+  for (const Case& c : cases) {
+    for (const std::string dtype : {"float32", "bfloat16"}) {
+      const Outcome outcome = run("bench " + c.arguments + " --dtype " + dtype + " --device cpu --threads 1 --json");
+      ASSERT_EQ(outcome.code, 0) << outcome.output;
+      const auto json = nlohmann::json::parse(outcome.output);
+      EXPECT_EQ(json["case"], c.arguments.substr(0, c.arguments.find(' ')));
+      EXPECT_EQ(json["dtype"], dtype);
+      EXPECT_EQ(json["device"], "cpu");
+      EXPECT_EQ(json["threads"], 1);
+      for (const std::string& name : c.sizes) {
+        std::string flag = "--" + name + " ";
+        std::replace(flag.begin(), flag.end(), '_', '-');
+        EXPECT_EQ(json.at(name), std::stoi(c.arguments.substr(c.arguments.find(flag) + flag.size()))) << name;
+      }
+      for (const std::string& name : c.figures) EXPECT_GT(json.at(name).get<double>(), 0) << name;
+      EXPECT_GT(json.at("error").get<double>(), 0);
+    }
+  }
+  EXPECT_THAT(run("bench conv --length 8 --channels 4").output, HasSubstr("forward_backward_ms "));
+}
+
+TEST_F(Program, DoctorFindsAllWell) {
+  const Outcome outcome = run("doctor");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("LibTorch   "));
+  EXPECT_THAT(outcome.output, HasSubstr("self-test  "));
+  EXPECT_THAT(outcome.output, HasSubstr("all well\n"));
 }
 
 }  // namespace
