@@ -63,6 +63,18 @@ HWY_INLINE V round_small(D d, V x) {
   return hn::Sub(hn::Add(x, magic), magic);
 }
 
+// x limited to [-limit, limit], keeping NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V clamp(D d, V x, double limit) {
+  // x86's Max and Min give their second argument where one of them is NaN; the scalar target's give the number.
+  const V clamped = hn::Min(constant(d, limit), hn::Max(constant(d, -limit), x));
+#if HWY_TARGET == HWY_SCALAR
+  return hn::IfThenElse(hn::IsNaN(x), x, clamped);
+#else
+  return clamped;
+#endif
+}
+
 // m * 2^n for whole n; results below the normal range become 0, above it infinity.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V scale_by_power(D d, V m, V n) {
@@ -84,13 +96,6 @@ HWY_INLINE V scale_by_power(D d, V m, V n) {
 #endif
 }
 
-// Clamps to where round_small is exact, keeping NaN.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V clamp_exponent(D d, V x) {
-  const double limit = is_float(d) ? 300 : 3000;
-  return hn::Min(constant(d, limit), hn::Max(constant(d, -limit), x));
-}
-
 // 2^x; NaN stays NaN, 2^inf = inf, 2^-inf = 0.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2(D d, V x) {
@@ -104,7 +109,7 @@ HWY_INLINE V exp2(D d, V x) {
     r = V{_mm512_reduce_pd(x.raw, kNearest)};
   return scale_by_power(d, exp2_fraction(d, r), hn::Sub(x, r));
 #else
-  const V clamped = clamp_exponent(d, x);
+  const V clamped = clamp(d, x, is_float(d) ? 300 : 3000);  // where round_small is exact
   const V n = round_small(d, clamped);
   return scale_by_power(d, exp2_fraction(d, hn::Sub(clamped, n)), n);
 #endif
@@ -116,8 +121,7 @@ HWY_INLINE V exp(D d, V x) {
   constexpr double kLog2e = 1.4426950408889634074;
   constexpr double kHigh = is_float(d) ? 0.693359375 : 0.693147180369123816490;
   constexpr double kLow = is_float(d) ? -2.12194440054690583e-4 : 1.90821492927058770002e-10;
-  const V limit = constant(d, is_float(d) ? 200 : 2000);
-  const V clamped = hn::Min(limit, hn::Max(hn::Neg(limit), x));
+  const V clamped = clamp(d, x, is_float(d) ? 200 : 2000);
   const V n = round_small(d, hn::Mul(clamped, constant(d, kLog2e)));
   const V r = hn::NegMulAdd(n, constant(d, kLow), hn::NegMulAdd(n, constant(d, kHigh), clamped));
   return scale_by_power(d, exp2_fraction(d, hn::Mul(r, constant(d, kLog2e))), n);
@@ -281,8 +285,12 @@ HWY_INLINE hn::Vec<D> load_as(D d, const bfloat16* p) {
 }
 template <class D>
 HWY_INLINE hn::Vec<D> load_as(D d, const float16* p) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(d, to_float(*p));  // its PromoteTo makes numbers of infinities and NaNs
+#else
   const hn::Rebind<hwy::float16_t, D> d16;
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+#endif
 }
 
 template <class D, class V = hn::Vec<D>>

@@ -171,7 +171,8 @@ TEST_F(Plot, NamesWhatIsMissing) {
 }
 
 TEST_F(Plot, RefusesBadArguments) {
-  EXPECT_EQ(error({path("first"), "--label", "a", "--label", "b"}), "--label: must be given once for each run: 2 for 1");
+  EXPECT_EQ(error({path("first"), "--label", "a", "--label", "b"}),
+            "--label: must be given once for each run: 2 for 1");
   EXPECT_THROW(plot({path("first"), "--x", "time"}), CLI::ValidationError);
   EXPECT_THROW(plot({path("first"), "--smooth", "0"}), CLI::ValidationError);
   EXPECT_THROW(plot({}), CLI::RequiredError);

@@ -76,8 +76,9 @@ TEST(DecodeSession, PiecesOfAnySizeGiveTheSame) {
 
 TEST(DecodeSession, ContinuesEachRowWithNoneOneOrMoreTokens) {
   auto model = tiny_model();
-  const std::vector<Tokens> before = random_prompts({3, 1, 20, 2, 9});
-  const std::vector<Tokens> more = {{}, {5}, {}, random_tokens(70, 9), {}};
+  // Row 5 has seen one token more than the convolution's window holds.
+  const std::vector<Tokens> before = random_prompts({3, 1, 20, 2, 9, 4});
+  const std::vector<Tokens> more = {{}, {5}, {}, random_tokens(70, 9), {}, random_tokens(6, 10)};
   std::vector<Tokens> whole;
   for (size_t row = 0; row < before.size(); ++row) whole.push_back(joined(before[row], more[row]));
   const DecodeState expected = state_after(model, whole);
@@ -90,12 +91,12 @@ TEST(DecodeSession, ContinuesEachRowWithNoneOneOrMoreTokens) {
     EXPECT_LT(state_distance(session.state(), expected), kClose) << piece;
     // Rows that got nothing are bit-equal.
     EXPECT_EQ(state_distance(session.state().select({0, 2, 4}), saved.select({0, 2, 4})), 0) << piece;
-    session.step({1, 2, 3, 4, 5});
+    session.step({1, 2, 3, 4, 5, 6});
     EXPECT_EQ(state_distance(saved, original), 0) << "the saved state was written to, piece " << piece;
   }
   DecodeSession session(model);
   session.set_state(saved);
-  session.prefill(std::vector<Tokens>(5));
+  session.prefill(std::vector<Tokens>(6));
   EXPECT_EQ(state_distance(session.state(), saved), 0);
 }
 

@@ -4,6 +4,7 @@
 
 #include "adder/kernels/add_norm_ref.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/every_target.h"
 
 namespace adder::tests {
 namespace {
@@ -154,6 +155,19 @@ TEST_P(AddNorm, Mixed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, AddNorm, testing::ValuesIn(cases()), [](const auto& test) { return test.param.first; });
+
+TEST(AddNormTargets, EveryInstructionSet) {
+  on_every_target([] {
+    for (const auto& [name, shape] : cases()) {
+      SCOPED_TRACE(name);
+      if (shape.rows > 100) continue;
+      compare<float, float>(shape);
+      compare<double, double>(shape);
+      compare<bfloat16, bfloat16>(shape);
+      compare<float16, float16>(shape);
+    }
+  });
+}
 
 TEST(AddNormBits, SameForAnyNumberOfThreads) {
   for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {

@@ -4,6 +4,7 @@
 
 #include "adder/kernels/selective_scan_ref.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/every_target.h"
 #include "tests/kernels/scan_problem.h"
 
 namespace adder::tests {
@@ -139,6 +140,20 @@ TEST_P(SelectiveScan, Float16) {
 INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, testing::ValuesIn(cases()),
                          [](const auto& test) { return test.param.first; });
 
+TEST(SelectiveScanTargets, EveryInstructionSet) {
+  on_every_target([] {
+    for (const auto& [name, shape] : cases())
+      for (const char* wanted : {"base", "D7", "step_N16", "zoh_tiny_delta", "complex_zoh", "constant_BC_complex",
+                                 "groups2", "packed_reverse_mask"})
+        if (name == wanted) {
+          SCOPED_TRACE(name);
+          compare<float>(shape, kFloat32Forward, kFloat32Backward);
+          compare<double>(shape, kFloat64Forward, kFloat64Backward);
+          compare<bfloat16>(shape, kBFloat16, kBFloat16);
+        }
+  });
+}
+
 TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
   ScanShape shape;
   shape.B = 5;
@@ -171,16 +186,24 @@ TEST(SelectiveScanLimits, ZeroDeltaHoldsTheStateExactly) {
 }
 
 TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
-  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+  on_every_target([] {
+    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+      ScanShape shape;
+      shape.gate = false;
+      ScanProblem<float> problem(shape);
+      problem.u[0] = bad;
+      kernels::cpu::selective_scan_forward(problem.forward());
+      EXPECT_FALSE(std::isfinite(problem.y[0]));
+      EXPECT_TRUE(std::isfinite(problem.y[1]));
+      EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
+    }
     ScanShape shape;
-    shape.gate = false;
     ScanProblem<float> problem(shape);
-    problem.u[0] = bad;
+    problem.A[0] = std::numeric_limits<float>::quiet_NaN();
     kernels::cpu::selective_scan_forward(problem.forward());
-    EXPECT_FALSE(std::isfinite(problem.y[0]));
+    EXPECT_TRUE(std::isnan(problem.y[0]) && std::isnan(problem.final_state[0]));
     EXPECT_TRUE(std::isfinite(problem.y[1]));
-    EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
-  }
+  });
 }
 
 TEST(SelectiveScanLimits, MaskedStepsAreNotRead) {

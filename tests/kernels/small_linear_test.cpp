@@ -4,6 +4,7 @@
 
 #include "adder/kernels/small_linear_ref.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/every_target.h"
 
 namespace adder::tests {
 namespace {
@@ -65,6 +66,12 @@ TEST(SmallLinear, AgreesWithTheReference) {
   for (const int64_t out : {0, 1, 2, 7, 8, 9, 15, 1000}) compare_all(2, 48, out);
   compare<float, float>(4, 70, 37, false);
   compare<bfloat16, bfloat16>(1, 768, 9000, false);
+}
+
+TEST(SmallLinear, EveryInstructionSet) {
+  on_every_target([] {
+    for (int64_t rows = 1; rows <= kernels::kSmallLinearRows; ++rows) compare_all(rows, 70, 37);
+  });
 }
 
 template <typename X, typename W>

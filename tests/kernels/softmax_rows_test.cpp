@@ -4,6 +4,7 @@
 
 #include "adder/kernels/softmax_rows_ref.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/every_target.h"
 
 namespace adder::tests {
 namespace {
@@ -70,7 +71,19 @@ TEST(SoftmaxRows, AgreesWithTheReference) {
     compare<float>(9, vocab);
     compare<double>(9, vocab);
     compare<bfloat16>(9, vocab);
+    compare<kernels::float16>(9, vocab);
   }
+}
+
+TEST(SoftmaxRows, EveryInstructionSet) {
+  on_every_target([] {
+    for (const int64_t vocab : {1, 16, 33, 1025}) {
+      compare<float>(9, vocab);
+      compare<double>(9, vocab);
+      compare<bfloat16>(9, vocab);
+      compare<kernels::float16>(9, vocab);
+    }
+  });
 }
 
 TEST(SoftmaxRows, NoRows) {
@@ -85,6 +98,7 @@ TEST(SoftmaxRows, WideVocabularyAndSharpRows) {
   compare<float>(4, 50280);
   compare<float>(8, 300, 100);
   compare<bfloat16>(8, 300, 100);
+  compare<kernels::float16>(8, 300, 100);
 }
 
 TEST(SoftmaxRows, SameBitsForAnyNumberOfThreads) {
@@ -110,18 +124,19 @@ TEST(SoftmaxRows, FirstOfEqualLogitsIsPredicted) {
 }
 
 TEST(SoftmaxRows, NanAndInfinityStayVisibleInTheirRow) {
-  const float inf = std::numeric_limits<float>::infinity();
-  for (const float bad : {std::nanf(""), inf})
-    for (const int64_t place : {0, 20, 36}) {
-      Problem<float> problem(3, 37);
-      problem.logits[37 + place] = bad;
-      problem.run(true);
-      EXPECT_TRUE(std::isnan(problem.losses[1]));
-      EXPECT_EQ(problem.predictions[1], place);
-      for (int64_t i = 37; i < 74; ++i) EXPECT_TRUE(std::isnan(problem.logits[i]));
-      EXPECT_TRUE(std::isfinite(problem.losses[0]) && std::isfinite(problem.losses[2]));
-      EXPECT_TRUE(std::isfinite(problem.logits[36]) && std::isfinite(problem.logits[74]));
-    }
+  on_every_target([] {
+    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()})
+      for (const int64_t place : {0, 20, 36}) {
+        Problem<float> problem(3, 37);
+        problem.logits[37 + place] = bad;
+        problem.run(true);
+        EXPECT_TRUE(std::isnan(problem.losses[1]));
+        EXPECT_EQ(problem.predictions[1], place);
+        for (int64_t i = 37; i < 74; ++i) EXPECT_TRUE(std::isnan(problem.logits[i]));
+        EXPECT_TRUE(std::isfinite(problem.losses[0]) && std::isfinite(problem.losses[2]));
+        EXPECT_TRUE(std::isfinite(problem.logits[36]) && std::isfinite(problem.logits[74]));
+      }
+  });
 }
 
 TEST(SoftmaxRows, MinusInfinityIsAProbabilityOfZero) {

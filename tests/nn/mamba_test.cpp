@@ -150,7 +150,7 @@ TEST_P(MambaChoices, RunsInPiecesAsInWhole) {
     for (const auto& p : block->named_parameters()) parameters.push_back(p.value());
     return torch::autograd::grad({(y * weight).sum()}, parameters);
   };
-  const Tensor whole = block->forward(x).first;
+  const auto [whole, final_state] = block->forward(x);
   const auto expected = gradients(whole);
   for (const Tensor& g : expected) {
     EXPECT_TRUE(torch::isfinite(g).all().item<bool>());
@@ -168,6 +168,9 @@ TEST_P(MambaChoices, RunsInPiecesAsInWhole) {
   ASSERT_EQ(at, 21);
   const Tensor joined = torch::cat(pieces, 1);
   EXPECT_TRUE(torch::allclose(joined, whole, 1e-5, 1e-5));
+  EXPECT_TRUE(torch::allclose(state.conv, final_state.conv, 1e-5, 1e-5));
+  EXPECT_TRUE(torch::allclose(state.ssm, final_state.ssm, 1e-5, 1e-5));
+  EXPECT_GT(final_state.ssm.abs().max().item<double>(), 1e-3);
   const auto got = gradients(joined);
   for (size_t i = 0; i < got.size(); ++i)
     EXPECT_LT((got[i] - expected[i]).abs().max().item<double>(), 1e-4 * (1 + expected[i].abs().max().item<double>()));

@@ -162,6 +162,9 @@ TEST(AddNormOp, ErrorsNameArgumentRuleAndValue) {
   EXPECT_EQ(text(x, at::randn({3, 20}), weight, {}),
             "add_norm: residual must have the shape of x (..., D) = [2, 3, 20], got [3, 20]");
   EXPECT_EQ(text(x, x.to(at::kBFloat16), weight, {}), "add_norm: residual must have dtype Float, got BFloat16");
+  EXPECT_EQ(text(x, {}, weight.to(at::kMeta), {}), "add_norm: weight must be on the device of x (cpu), got meta");
+  EXPECT_EQ(text(x, {}, weight, weight.to(at::kMeta)), "add_norm: bias must be on the device of x (cpu), got meta");
+  EXPECT_EQ(text(x, x.to(at::kMeta), weight, {}), "add_norm: residual must be on the device of x (cpu), got meta");
   EXPECT_EQ(text(x.to(at::kLong), {}, weight, {}),
             "add_norm: x must have dtype Float, Double, BFloat16 or Half, got Long");
   EXPECT_EQ(text(at::randn({3, 0}), {}, at::randn({0}), {}),

@@ -6,12 +6,15 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/tolerances.h"
 
 // What the tests of operators share.
 namespace adder::tests {
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 // Every element within the tolerance of `expected`, which may be of a wider type; NaN and infinities in the same
 // places.
@@ -28,6 +31,15 @@ inline void expect_near(const std::string& name, const at::Tensor& got, const at
       difference - tolerance.relative * at::where(finite, b, at::zeros_like(b)).abs() - tolerance.scaled * scale;
   EXPECT_LE(excess.max().item<double>(), 0)
       << name << ": largest difference " << difference.max().item<double>() << " at largest value " << scale;
+}
+
+inline at::Tensor as_real(const at::Tensor& t) {
+  return (t.is_complex() ? torch::view_as_real(t.resolve_conj()) : t).detach().to(torch::kDouble).contiguous();
+}
+
+inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  const auto bytes = [](const at::Tensor& t) { return t.resolve_conj().contiguous().view({-1}).view(torch::kByte); };
+  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && torch::equal(bytes(a), bytes(b));
 }
 
 // Root mean square of the difference from the truth.

@@ -71,17 +71,22 @@ TEST_P(LinearCrossEntropy, Float64) {
   compare(GetParam(), at::kDouble, kFloat64Forward, kFloat64Backward);
 }
 
-TEST_P(LinearCrossEntropy, BFloat16ErrsAtMostTwiceAsMuchAsTheComposite) {
+TEST_P(LinearCrossEntropy, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
   const Case& c = GetParam();
   if (c.rows == 0) GTEST_SKIP() << "no elements";
   const Outcome truth(ops::linear_cross_entropy_composite, c, at::kDouble, at::kDouble);
-  for (const at::ScalarType weight : {at::kBFloat16, at::kFloat}) {
-    const Outcome got(ops::linear_cross_entropy, c, at::kBFloat16, weight);
-    const Outcome composite(ops::linear_cross_entropy_composite, c, at::kBFloat16, weight);
+  for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
+                                  {at::kBFloat16, at::kFloat},
+                                  {at::kHalf, at::kHalf},
+                                  {at::kHalf, at::kFloat}}) {
+    SCOPED_TRACE(testing::Message() << x << " " << weight);
+    const Outcome got(ops::linear_cross_entropy, c, x, weight);
+    const Outcome composite(ops::linear_cross_entropy_composite, c, x, weight);
+    EXPECT_EQ(got.dx.scalar_type(), x);
     EXPECT_EQ(got.dweight.scalar_type(), weight);
     EXPECT_EQ(got.row_losses.scalar_type(), at::kFloat);
     const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
-      EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>()) << name << " " << weight;
+      EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>()) << name;
     };
     check("row_losses", got.row_losses, composite.row_losses, truth.row_losses);
     check("dx", got.dx, composite.dx, truth.dx);
@@ -152,8 +157,14 @@ TEST(LinearCrossEntropyOp, ErrorsNameArgumentRuleAndValue) {
             "linear_cross_entropy: weight must have shape (V, D) = (*, 3), got (5, 4)");
   EXPECT_EQ(text(x, weight, target.slice(0, 0, 3)), "linear_cross_entropy: target must have shape (M) = (4), got (3)");
   EXPECT_EQ(text(x, weight, target.to(at::kInt)), "linear_cross_entropy: target must have dtype Long, got Int");
-  EXPECT_EQ(text(x.to(at::kHalf), weight, target),
-            "linear_cross_entropy: x must have dtype Float, BFloat16 or Double, got Half");
+  EXPECT_EQ(text(x.to(at::kInt), weight, target),
+            "linear_cross_entropy: x must have dtype Float, Double, BFloat16 or Half, got Int");
+  EXPECT_EQ(text(x.to(at::kHalf), weight.to(at::kBFloat16), target),
+            "linear_cross_entropy: weight must have the dtype of x (Half) or Float, got BFloat16");
+  EXPECT_EQ(text(x, weight.to(at::kMeta), target),
+            "linear_cross_entropy: weight must be on the device of x (cpu), got meta");
+  EXPECT_EQ(text(x, weight, target.to(at::kMeta)),
+            "linear_cross_entropy: target must be on the device of x (cpu), got meta");
   EXPECT_EQ(text(x, weight.to(at::kBFloat16), target),
             "linear_cross_entropy: weight must have the dtype of x (Float), got BFloat16");
 }

@@ -23,8 +23,6 @@ struct ScanCase {
   int64_t sequences() const { return cu_seqlens.empty() ? B : static_cast<int64_t>(cu_seqlens.size()) - 1; }
 };
 
-using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
-
 // The arguments of one scan.
 struct ScanArguments {
   torch::Tensor u, delta, A, B, C;
@@ -138,21 +136,12 @@ inline NamedTensors run(Scan scan, ScanArguments a, Through through = Through::k
   return result;
 }
 
-inline torch::Tensor as_real(const torch::Tensor& t) {
-  return (t.is_complex() ? torch::view_as_real(t.resolve_conj()) : t).detach().to(torch::kDouble).contiguous();
-}
-
 inline void expect_near(const NamedTensors& got, const NamedTensors& expected, Tolerance forward, Tolerance backward) {
   ASSERT_EQ(got.size(), expected.size());
   for (size_t i = 0; i < got.size(); ++i) {
     ASSERT_EQ(got[i].first, expected[i].first);
     expect_near(got[i].first, as_real(got[i].second), as_real(expected[i].second), i < 2 ? forward : backward);
   }
-}
-
-inline bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
-  const auto bytes = [](const torch::Tensor& t) { return t.resolve_conj().contiguous().view({-1}).view(torch::kByte); };
-  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && torch::equal(bytes(a), bytes(b));
 }
 
 inline void expect_same_bits(const NamedTensors& a, const NamedTensors& b) {

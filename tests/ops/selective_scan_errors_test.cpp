@@ -121,6 +121,20 @@ std::vector<BadCall> bad_calls() {
       "mask_shape", base, [](auto& a) { a.options.mask = torch::ones({2, 7, 1}, torch::kBool); },
       "mask must have shape (B, L) = (2, 7), got (2, 7, 1)");
 
+  const auto meta = [](auto& t) { t = t.to(torch::kMeta); };
+  const std::string elsewhere = " must be on the device of u (cpu), got meta";
+  row("A_device", base, [=](auto& a) { meta(a.A); }, "A" + elsewhere);
+  row("D_device", base, [=](auto& a) { meta(*a.options.D); }, "D" + elsewhere);
+  row("z_device", base, [=](auto& a) { meta(*a.options.z); }, "z" + elsewhere);
+  row("bias_device", base, [=](auto& a) { meta(*a.options.delta_bias); }, "delta_bias" + elsewhere);
+  row("state_device", base, [=](auto& a) { meta(*a.options.initial_state); }, "initial_state" + elsewhere);
+  row(
+      "mask_device", base, [](auto& a) { a.options.mask = torch::ones({2, 7}, torch::kBool).to(torch::kMeta); },
+      "mask must be on the device of its input (cpu), got meta");
+  row(
+      "cu_seqlens_device", packed, [=](auto& a) { meta(*a.options.cu_seqlens); },
+      "cu_seqlens must be on the CPU, got meta");
+
   const auto cut = [&](const std::string& name, const std::vector<int64_t>& values, const std::string& message) {
     row(
         "cu_seqlens_" + name, packed, [=](auto& a) { a.options.cu_seqlens = torch::tensor(values, torch::kLong); },

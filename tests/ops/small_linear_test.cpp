@@ -102,6 +102,9 @@ TEST(SmallLinear, ErrorsNameArgumentRuleAndValue) {
   EXPECT_EQ(text(x, weight.to(at::kDouble)),
             "small_linear: weight must have the dtype of x (Float), BFloat16 or Half, got Double");
   EXPECT_EQ(text(x.to(at::kHalf), weight), "small_linear: weight must have the dtype of x (Half), got Float");
+  EXPECT_EQ(text(x, weight.to(at::kMeta)), "small_linear: weight must be on the device of x (cpu), got meta");
+  EXPECT_EQ(text(x, weight, at::randn({7}).to(at::kMeta)),
+            "small_linear: bias must be on the device of x (cpu), got meta");
   EXPECT_EQ(text(at::randn({}), weight), "small_linear: x must have shape (..., I), got a scalar");
 }
 

@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <map>
 
 #include "adder/core/error.h"
 #include "adder/models/load.h"
@@ -18,6 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
+using torch::Tensor;
 using train::RunConfig;
 
 class Trainer : public testing::Test {
@@ -60,6 +64,19 @@ class Trainer : public testing::Test {
     return all;
   }
 
+  // The losses of the training steps in metrics.jsonl.
+  static std::vector<double> losses_of(const RunConfig& c) {
+    std::ifstream in(fs::path(c.train.out) / "metrics.jsonl");
+    std::vector<double> losses;
+    for (std::string line; std::getline(in, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (json.contains("loss")) losses.push_back(json["loss"]);
+    }
+    return losses;
+  }
+
+  static models::MambaLM model_of(const RunConfig& c) { return models::load_model(c.train.out).model; }
+
   static train::TrainHooks stop_after(int64_t steps) {
     auto left = std::make_shared<int64_t>(steps);
     train::TrainHooks hooks;
@@ -70,15 +87,57 @@ class Trainer : public testing::Test {
   fs::path folder_;
 };
 
+// The largest difference between two models' parameters.
+double distance(const models::MambaLM& a, const models::MambaLM& b) {
+  double most = 0;
+  const auto others = b->named_parameters();
+  for (const auto& p : a->named_parameters())
+    most = std::max(most, (p.value() - others[p.key()]).abs().max().item<double>());
+  return most;
+}
+
 TEST_F(Trainer, ResumedRunIsBitEqual) {
   const RunConfig whole = config("whole"), parts = config("parts");
   train::train(whole, false, {});
-  EXPECT_TRUE(train::train(parts, false, stop_after(3)).interrupted);
-  EXPECT_TRUE(train::train(parts, true, stop_after(4)).interrupted);
-  const train::TrainResult last = train::train(parts, true, {});
+  const train::TrainResult first = train::train(parts, false, stop_after(3));
+  EXPECT_TRUE(first.interrupted);
+  EXPECT_EQ(first.steps, 3);
+  // 4 steps from step 3, not from the start.
+  const train::TrainResult second = train::train(parts, true, stop_after(4));
+  EXPECT_TRUE(second.interrupted);
+  EXPECT_EQ(second.steps, 7);
+  int64_t steps_here = 0;
+  train::TrainHooks count;
+  count.stop_requested = [&] {
+    ++steps_here;
+    return false;
+  };
+  const train::TrainResult last = train::train(parts, true, count);
   EXPECT_FALSE(last.interrupted);
   EXPECT_EQ(last.steps, 12);
+  EXPECT_EQ(steps_here, 4);  // of 8 to 12, and not asked after the last
   EXPECT_EQ(weights_of(whole), weights_of(parts));
+}
+
+// A run's steps in plain words, with the state carried from batch to batch or not.
+models::MambaLM trained_by_hand(const RunConfig& c, bool carry) {
+  torch::manual_seed(static_cast<uint64_t>(c.train.seed));
+  models::MambaLM model(c.model);
+  train::AdamW optimizer(*model, c.train.optimizer);
+  const auto task = tasks::make_task(c.task);
+  const auto source = task->training(c.train.batch, static_cast<uint64_t>(c.train.seed));
+  models::LMState state;
+  for (int64_t step = 0; step < c.train.steps; ++step) {
+    optimizer.zero_grad();
+    for (int64_t i = 0; i < c.train.accumulate; ++i) {
+      const tasks::TaskBatch batch = *source->next();
+      const auto loss = tasks::batch_loss(*model, batch, carry && !batch.fresh ? state : models::LMState());
+      (loss.mean / static_cast<double>(c.train.accumulate)).backward();
+      state = loss.state.detach();
+    }
+    optimizer.step(train::learning_rate(c.train.optimizer, step, c.train.steps), optimizer.gradient_norm());
+  }
+  return model;
 }
 
 TEST_F(Trainer, CarriedStateResumesBitEqual) {
@@ -97,9 +156,12 @@ TEST_F(Trainer, CarriedStateResumesBitEqual) {
   };
   const RunConfig whole = of("whole"), parts = of("parts");
   train::train(whole, false, {});
-  train::train(parts, false, stop_after(5));
+  EXPECT_EQ(train::train(parts, false, stop_after(5)).steps, 5);
   train::train(parts, true, {});
   EXPECT_EQ(weights_of(whole), weights_of(parts));
+  const models::MambaLM got = model_of(whole), carried = trained_by_hand(whole, true);
+  EXPECT_LT(distance(got, carried), 1e-6);
+  EXPECT_GT(distance(got, trained_by_hand(whole, false)), 1e-4);
 }
 
 TEST_F(Trainer, DamagedCheckpointIsSkipped) {
@@ -126,6 +188,82 @@ TEST_F(Trainer, KeepsTheLastCheckpointsAndTheBest) {
   EXPECT_TRUE(fs::exists(fs::path(c.train.out) / "best" / "checkpoint.json"));
   const models::LoadedModel loaded = models::load_model(c.train.out, true);
   EXPECT_EQ(loaded.path.filename(), "best");
+}
+
+TEST_F(Trainer, TheBestCheckpointHasTheLowestEvaluationLoss) {
+  RunConfig c = config("run");
+  // Steps that grow: the loss falls at first, and rises when they get too long.
+  c.train.optimizer.schedule = "constant";
+  c.train.optimizer.lr = 10;
+  c.train.optimizer.warmup_steps = 500;
+  c.train.steps = 30;
+  c.train.eval_every = 2;
+  std::vector<std::pair<double, int64_t>> evaluations;
+  train::TrainHooks hooks;
+  hooks.evaluated = [&](int64_t step, const tasks::Evaluation& e) { evaluations.emplace_back(e.loss, step); };
+  train::train(c, false, hooks);
+  ASSERT_EQ(evaluations.size(), 15);
+  const auto [loss, step] = *std::min_element(evaluations.begin(), evaluations.end());
+  ASSERT_TRUE(step > 2 && step < 30) << "neither the first nor the last, or anything would do";
+  models::LoadedModel best = models::load_model(c.train.out, true);
+  EXPECT_EQ(best.state["step"], step);
+  EXPECT_EQ(best.state["best_loss"], loss);
+  const auto source = tasks::make_task(c.task)->evaluation(c.train.batch, false);
+  EXPECT_EQ(tasks::evaluate(*best.model, *source).loss, loss);
+}
+
+TEST_F(Trainer, AccumulatedBatchesAreOneBatch) {
+  const auto run = [&](const std::string& name, int64_t batch, int64_t accumulate) {
+    RunConfig c = config(name);
+    c.model.residual_dropout = 0;
+    c.train.steps = 3;
+    c.train.batch = batch;
+    c.train.accumulate = accumulate;
+    c.train.log_every = 1;
+    c.train.optimizer.lr = 1e-2;
+    c.train.optimizer.warmup_steps = 0;
+    c.train.optimizer.clip = 0;    // clipping and Adam
+    c.train.optimizer.eps = 1e-3;  // would hide the scale of the gradient
+    train::train(c, false, {});
+    return c;
+  };
+  const RunConfig whole = run("whole", 8, 1), halves = run("halves", 4, 2), one_half = run("one_half", 4, 1);
+  const std::vector<double> expected = losses_of(whole), got = losses_of(halves);
+  ASSERT_EQ(got.size(), 3);
+  ASSERT_EQ(expected.size(), 3);
+  for (size_t i = 0; i < 3; ++i) EXPECT_NEAR(got[i], expected[i], 1e-6) << i;
+  const double apart = distance(model_of(whole), model_of(halves));
+  EXPECT_LT(apart, 1e-6);
+  EXPECT_GT(distance(model_of(whole), model_of(one_half)), 1e-3);
+}
+
+TEST_F(Trainer, LearnsInBFloat16) {
+  const fs::path text = folder_ / "text.txt";
+  std::ofstream out(text);
+  for (int i = 0; i < 300; ++i) out << "abcdefgh";
+  out.close();
+  std::map<std::string, std::vector<double>> losses;
+  for (const std::string precision : {"float32", "bfloat16"}) {
+    RunConfig c = config(precision);
+    c.task.name = "language_model";
+    c.task.language_model.files = {text.string()};
+    c.task.language_model.length = 32;
+    c.model.vocab_size = 256;
+    c.model.residual_dropout = 0;
+    c.train.precision = precision;
+    c.train.steps = 40;
+    c.train.accumulate = 1;
+    c.train.log_every = 1;
+    c.train.optimizer.lr = 1e-2;
+    EXPECT_TRUE(std::isfinite(train::train(c, false, {}).last->loss));
+    losses[precision] = losses_of(c);
+    for (const Tensor& p : model_of(c)->parameters()) EXPECT_EQ(p.scalar_type(), torch::kFloat);
+  }
+  const std::vector<double>&wide = losses["float32"], &narrow = losses["bfloat16"];
+  EXPECT_NEAR(wide.front(), narrow.front(), 0.02);
+  EXPECT_NE(wide.front(), narrow.front());
+  EXPECT_LT(narrow.back(), narrow.front() / 2);
+  EXPECT_NEAR(wide.back(), narrow.back(), 0.2);
 }
 
 TEST_F(Trainer, MetricsHaveEachStepOnce) {
@@ -177,75 +315,30 @@ TEST_F(Trainer, StopsAtALossThatIsNotFinite) {
                                                   HasSubstr("first not finite: the output of backbone."))));
 }
 
-TEST(AdamWGroups, DecayPullsAtMatricesOnly) {
-  models::MambaLMOptions options;
-  options.mixer.selective_B = options.mixer.selective_C = false;
-  options.tie_embeddings = false;
-  options.norm = "layer";
-  const models::MambaLM model(options);
-  for (const auto& p : model->named_parameters()) {
-    const std::string& name = p.key();
-    const bool matrix = name.find("proj.weight") != std::string::npos ||
-                        name.find("conv1d.weight") != std::string::npos || name == "lm_head.weight";
-    EXPECT_EQ(train::is_decayed(name), matrix) << name;
+TEST_F(Trainer, StopsAtAGradientThatIsNotFinite) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    const std::string text = std::isnan(bad) ? "nan" : "inf";
+    RunConfig c = config(text);
+    c.train.sample_every = 3;
+    std::map<std::string, Tensor> before;
+    train::TrainHooks hooks;
+    hooks.sample = [&](models::MambaLM& model, int64_t) {
+      for (const auto& p : model->named_parameters()) {
+        before[p.key()] = p.value().detach().clone();
+        if (p.key() == "backbone.layers.0.mixer.D")
+          p.value().register_hook([bad](const Tensor& gradient) { return torch::full_like(gradient, bad); });
+      }
+    };
+    EXPECT_THAT([&] { train::train(c, false, hooks); },
+                ThrowsMessage<Error>(
+                    testing::AllOf(HasSubstr("training stopped in step 4: the gradient norm is " + text),
+                                   HasSubstr("first not finite: the gradient of backbone.layers.0.mixer.D."))));
+    const models::LoadedModel saved = models::load_model(c.train.out);
+    EXPECT_EQ(saved.state["step"], 3);
+    ASSERT_FALSE(before.empty());
+    for (const auto& p : saved.model->named_parameters())
+      EXPECT_TRUE(torch::equal(p.value(), before[p.key()])) << p.key();
   }
-}
-
-TEST(AdamWSteps, MatchTorchsOwn) {
-  torch::manual_seed(0);
-  models::MambaLMOptions options;
-  options.d_model = 16;
-  options.vocab_size = 8;
-  models::MambaLM ours(options), theirs(options);
-  {
-    const torch::NoGradGuard no_grad;
-    for (auto& p : theirs->named_parameters()) p.value().copy_(ours->named_parameters()[p.key()]);
-  }
-  train::OptimizerOptions o;
-  o.lr = 1e-2;
-  train::AdamW optimizer(*ours, o);
-  std::vector<torch::Tensor> decayed, rest;
-  for (auto& p : theirs->named_parameters()) (train::is_decayed(p.key()) ? decayed : rest).push_back(p.value());
-  const auto group = [&](std::vector<torch::Tensor> parameters, double decay) {
-    return torch::optim::OptimizerParamGroup(
-        std::move(parameters),
-        std::make_unique<torch::optim::AdamWOptions>(
-            torch::optim::AdamWOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps).weight_decay(decay)));
-  };
-  torch::optim::AdamW reference({group(decayed, o.weight_decay), group(rest, 0)}, torch::optim::AdamWOptions(o.lr));
-  for (int step = 0; step < 5; ++step) {
-    const torch::Tensor ids = torch::randint(8, {4, 20}, torch::kLong),
-                        targets = torch::randint(8, {4, 20}, torch::kLong);
-    optimizer.zero_grad();
-    ours->loss(ids, targets).mean.backward();
-    optimizer.step(o.lr, optimizer.gradient_norm());
-    reference.zero_grad();
-    theirs->loss(ids, targets).mean.backward();
-    torch::nn::utils::clip_grad_norm_(theirs->parameters(), o.clip);
-    reference.step();
-  }
-  for (auto& p : theirs->named_parameters())
-    EXPECT_LT((p.value() - ours->named_parameters()[p.key()]).abs().max().item<double>(), 2e-5) << p.key();
-}
-
-TEST(LearningRate, Schedules) {
-  train::OptimizerOptions o;
-  o.lr = 1;
-  o.min_lr = 0.1;
-  o.warmup_steps = 10;
-  EXPECT_DOUBLE_EQ(train::learning_rate(o, 0, 110), 0.1);
-  EXPECT_DOUBLE_EQ(train::learning_rate(o, 9, 110), 1);
-  EXPECT_DOUBLE_EQ(train::learning_rate(o, 100, 110), 1);
-  o.schedule = "linear";
-  EXPECT_DOUBLE_EQ(train::learning_rate(o, 60, 110), 0.55);
-  o.schedule = "cosine";
-  EXPECT_NEAR(train::learning_rate(o, 60, 110), 0.55, 1e-12);
-  EXPECT_NEAR(train::learning_rate(o, 110, 110), 0.1, 1e-12);
-  o.decay_steps = 40;
-  EXPECT_DOUBLE_EQ(train::learning_rate(o, 60, 110), 1);
-  EXPECT_NEAR(train::learning_rate(o, 90, 110), 0.55, 1e-12);
-  o.decay_steps = 0;
-  EXPECT_NEAR(train::learning_rate(o, 35, 110), 0.1 + 0.9 * 0.5 * (1 + std::cos(0.25 * M_PI)), 1e-12);
 }
 
 }  // namespace
