@@ -27,11 +27,10 @@ void tune_process(char** argv) {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);  // never
 #endif
-  setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);  // read by LibTorch at its first large tensor
   if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
   const std::filesystem::path program = own_executable(argv[0]);
   if (program.empty()) return;
-  setenv("GOMP_SPINCOUNT", "10000", 0);
+  setenv("GOMP_SPINCOUNT", "10000", /*overwrite=*/0);
   execv(program.c_str(), argv);  // returns only where it fails; then the default stays
 }
 
