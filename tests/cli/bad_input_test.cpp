@@ -38,19 +38,7 @@ struct Case {
   std::function<void(const fs::path&)> spoil = {};
 };
 
-constexpr std::string_view kConfig = R"([task]
-name = "selective_copying"
-[task.selective_copying]
-noise = 12
-tokens = 3
-vocab_size = 8
-evaluation_sequences = 20
-[model]
-d_model = 16
-n_layer = 2
-vocab_size = 8
-[train]
-steps = 6
+const std::string kConfig = kSmallRun + R"(steps = 6
 batch = 4
 checkpoint_every = 3
 threads = 1

@@ -13,6 +13,21 @@ namespace adder::tests {
 
 inline const char* const kProgram = ADDER_BINARY_DIR "/adder";
 
+// A task and a model that train in a moment; the keys of [train] are to follow.
+inline const std::string kSmallRun = R"([task]
+name = "selective_copying"
+[task.selective_copying]
+noise = 12
+tokens = 3
+vocab_size = 8
+evaluation_sequences = 20
+[model]
+d_model = 16
+n_layer = 2
+vocab_size = 8
+[train]
+)";
+
 struct Outcome {
   int code;
   std::string output;  // stdout and stderr

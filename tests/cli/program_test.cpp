@@ -30,19 +30,7 @@ class Program : public testing::Test {
     folder_ = fs::temp_directory_path() / ("adder-program-" + std::to_string(::getpid()));
     fs::remove_all(folder_);
     fs::create_directories(folder_);
-    std::ofstream(folder_ / "run.toml") << R"([task]
-name = "selective_copying"
-[task.selective_copying]
-noise = 12
-tokens = 3
-vocab_size = 8
-evaluation_sequences = 20
-[model]
-d_model = 16
-n_layer = 2
-vocab_size = 8
-[train]
-steps = 60
+    std::ofstream(folder_ / "run.toml") << kSmallRun << R"(steps = 60
 batch = 4
 eval_every = 20
 checkpoint_every = 7
