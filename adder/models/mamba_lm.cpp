@@ -79,17 +79,51 @@ void check_ids(const torch::Tensor& ids, int64_t vocab) {
                 i / rows.size(1), i % rows.size(1));
 }
 
+// The rows of a weight and the weight itself as one step of the graph, for heads tied to the embedding: its gradient is
+// the head's, to which that of the rows is added in place. Two steps would make and add a second matrix of that size.
+struct TiedEmbedding : torch::autograd::Function<TiedEmbedding> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const torch::Tensor& weight,
+                                                const torch::Tensor& ids) {
+    context->save_for_backward({ids});
+    context->saved_data["vocab"] = weight.size(0);
+    return {torch::embedding(weight, ids), weight.view_as(weight)};
+  }
+
+  // By reference: a copy of the list would hold its tensors too.
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const torch::Tensor ids = context->get_saved_variables()[0];
+    const int64_t vocab = context->saved_data["vocab"].toInt();
+    const torch::Tensor &dx = grads[0], &dweight = grads[1];
+    if (!dx.defined()) return {dweight, torch::Tensor()};
+    const bool ours = dweight.defined() && dweight.is_cpu() && dweight.use_count() == 1 &&
+                      dweight.storage().use_count() == 1 && dweight.is_contiguous();
+    if (ours && !torch::GradMode::is_enabled() && ids.numel() < vocab)
+      return {dweight.index_add_(0, ids.flatten(), dx.flatten(0, -2)), torch::Tensor()};
+    const torch::Tensor of_rows = torch::embedding_dense_backward(dx, ids, vocab, -1, false);
+    return {dweight.defined() ? dweight + of_rows : of_rows, torch::Tensor()};
+  }
+};
+
+std::pair<torch::Tensor, torch::Tensor> tied_embedding(const torch::Tensor& weight, const torch::Tensor& ids) {
+  if (!torch::GradMode::is_enabled()) return {torch::embedding(weight, ids), weight};
+  const torch::autograd::variable_list out = TiedEmbedding::apply(weight, ids);
+  return {out[0], out[1]};
+}
+
 }  // namespace
 
-std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, const LMState& state,
-                                                      const nn::SequenceInfo& sequence) {
+void MambaLMImpl::check(const torch::Tensor& ids, const LMState& state) const {
   ADDER_CHECK(ids.dim() == 2 && ids.scalar_type() == torch::kLong,
               "MambaLM: ids must be int64 of shape (B, L), got {} of shape ({})", torch::toString(ids.scalar_type()),
               fmt::join(ids.sizes().vec(), ", "));
   ADDER_CHECK(state.layers.empty() || static_cast<int64_t>(state.layers.size()) == options_.n_layer,
               "MambaLM: a state of {} layers does not fit a model of {}", state.layers.size(), options_.n_layer);
   if (ids.is_cpu()) check_ids(ids, options_.vocab_size);
-  torch::Tensor x = torch::embedding(embedding_, ids);
+}
+
+std::pair<torch::Tensor, LMState> MambaLMImpl::backbone(torch::Tensor x, const LMState& state,
+                                                        const nn::SequenceInfo& sequence) {
   if (options_.embedding_dropout > 0 && is_training()) x = torch::dropout(x, options_.embedding_dropout, true);
   if (probe_) probe_("backbone.embedding", x);
   torch::Tensor residual;
@@ -107,6 +141,12 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, 
   return {normed, after};
 }
 
+std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, const LMState& state,
+                                                      const nn::SequenceInfo& sequence) {
+  check(ids, state);
+  return backbone(torch::embedding(embedding_, ids), state, sequence);
+}
+
 torch::Tensor MambaLMImpl::logits(const torch::Tensor& hidden) {
   return nn::linear(hidden, head()).narrow(-1, 0, options_.vocab_size);
 }
@@ -121,8 +161,11 @@ MambaLMImpl::Loss MambaLMImpl::loss(const torch::Tensor& ids, const torch::Tenso
                                     const nn::SequenceInfo& sequence) {
   ADDER_CHECK(targets.sizes() == ids.sizes(), "MambaLM: targets must have the shape of ids, ({}), got ({})",
               fmt::join(ids.sizes().vec(), ", "), fmt::join(targets.sizes().vec(), ", "));
-  auto [h, after] = hidden(ids, state, sequence);
-  auto [mean, each, predictions] = ops::linear_cross_entropy(h.reshape({-1, options_.d_model}), head(),
+  check(ids, state);
+  const auto [rows, head] = options_.tie_embeddings ? tied_embedding(embedding_, ids)
+                                                    : std::pair(torch::embedding(embedding_, ids), head_);
+  auto [h, after] = backbone(rows, state, sequence);
+  auto [mean, each, predictions] = ops::linear_cross_entropy(h.reshape({-1, options_.d_model}), head,
                                                              targets.reshape({-1}), -100, options_.vocab_size);
   return {mean, each, predictions, after};
 }

@@ -75,6 +75,9 @@ class MambaLMImpl : public torch::nn::Module {
 
  private:
   torch::Tensor head() const { return head_.defined() ? head_ : embedding_; }
+  void check(const torch::Tensor& ids, const LMState& state) const;
+  // hidden() from the embedding's rows (B, L, d_model).
+  std::pair<torch::Tensor, LMState> backbone(torch::Tensor x, const LMState& state, const nn::SequenceInfo& sequence);
 
   MambaLMOptions options_;
   torch::ScalarType type_ = torch::kFloat;

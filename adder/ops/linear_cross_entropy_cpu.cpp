@@ -11,7 +11,24 @@ namespace adder::ops {
 namespace {
 
 // Logits that exist at a time.
-constexpr int64_t kBlockBytes = int64_t{48} << 20;
+constexpr int64_t kBlockBytes = int64_t{64} << 20;
+
+// Rows whose logits exist at a time: equal blocks, since a product with few rows is slow.
+int64_t block_rows(int64_t rows, int64_t row_bytes) {
+  const int64_t most = std::max<int64_t>(16, kBlockBytes / row_bytes);
+  const int64_t blocks = (rows + most - 1) / most;
+  return blocks == 0 ? 0 : (rows + blocks - 1) / blocks;
+}
+
+// logits = x weight^T. One product for each thread and part of the vocabulary: BLAS loses a sixth here with a product of
+// its own threads, since the parts of x and weight that it copies are shared.
+void logits_product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& logits) {
+  const int64_t vocab = weight.size(0);
+  at::parallel_for(0, vocab, /*grain_size=*/2048, [&](int64_t begin, int64_t end) {
+    at::Tensor part = logits.narrow(1, begin, end - begin);
+    at::mm_out(part, x, weight.narrow(0, begin, end - begin).t());
+  });
+}
 
 // Checks the values and returns how many rows count.
 int64_t counted_rows(const at::Tensor& target, int64_t ignore_index, int64_t vocab) {
@@ -67,14 +84,13 @@ LinearCrossEntropyResult cpu_forward(ADDER_LINEAR_CROSS_ENTROPY_ARGUMENTS, bool 
     dweight = at::empty(weight.sizes(), real);
     dweight.narrow(0, rows == 0 ? 0 : real_vocab, rows == 0 ? weight.size(0) : weight.size(0) - real_vocab).zero_();
   }
-  const int64_t row_bytes = real_vocab * static_cast<int64_t>(x.element_size());
-  const int64_t block = std::min(rows, std::max<int64_t>(16, kBlockBytes / row_bytes / 16 * 16));
+  const int64_t block = block_rows(rows, real_vocab * static_cast<int64_t>(x.element_size()));
   const at::Tensor buffer = at::empty({block, real_vocab}, x.options());
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t size = std::min(block, rows - first);
     at::Tensor logits = buffer.narrow(0, 0, size);
     const at::Tensor x_block = x.narrow(0, first, size);
-    at::mm_out(logits, x_block, real_weight.t());
+    logits_product(x_block, real_weight, logits);
     dispatch_floating(x.scalar_type(), [&]<typename T>() {
       using R = kernels::Accumulator<T>;
       kernels::SoftmaxRows<T> p;

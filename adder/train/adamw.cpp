@@ -3,9 +3,11 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <torch/torch.h>
 
+#include <limits>
 #include <map>
 
 #include "adder/core/error.h"
+#include "adder/kernels/sum_of_squares.h"
 
 namespace adder::train {
 
@@ -37,18 +39,24 @@ void AdamW::zero_grad() {
 double AdamW::gradient_norm() const {
   double sum = 0;
   for (const Group& group : groups_)
-    for (const torch::Tensor& parameter : group.parameters)
-      if (parameter.grad().defined()) {
-        const auto norm = torch::norm(parameter.grad(), 2, torch::kDouble).item<double>();
-        sum += norm * norm;
-      }
+    for (const torch::Tensor& parameter : group.parameters) {
+      if (!parameter.grad().defined()) continue;
+      const torch::Tensor grad = parameter.grad().contiguous();
+      sum += grad.scalar_type() == torch::kDouble
+                 ? kernels::cpu::sum_of_squares(grad.const_data_ptr<double>(), grad.numel())
+                 : kernels::cpu::sum_of_squares(grad.const_data_ptr<float>(), grad.numel());
+    }
   return std::sqrt(sum);
 }
 
 void AdamW::step(double lr, double norm) {
   const torch::NoGradGuard no_grad;
   std::optional<torch::Tensor> scale;  // the kernel divides gradients by it
-  if (options_.clip > 0 && norm > options_.clip) scale = torch::full({}, norm / options_.clip, torch::kFloat);
+  if (options_.clip > 0 && norm > options_.clip) {
+    // A float32 that is not infinite, however large the norm.
+    const double factor = std::min<double>(norm / options_.clip, std::numeric_limits<float>::max());
+    scale = torch::full({}, factor, torch::kFloat);
+  }
   for (Group& group : groups_) {
     std::vector<torch::Tensor> parameters, grads, first, second, steps;
     for (size_t i = 0; i < group.parameters.size(); ++i) {
