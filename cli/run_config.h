@@ -10,9 +10,6 @@ namespace adder::cli {
 // The configuration of a TOML file with the `--set` assignments on top.
 train::RunConfig read_run_config(const std::string& path, const std::vector<std::string>& assignments);
 
-// That of the model, which is not built. Throws what building its blocks would.
-int64_t parameter_count(const models::MambaLMOptions& options);
-
 // "130.1 M", "2.07 GB".
 std::string count_text(int64_t count);
 std::string bytes_text(int64_t bytes);

@@ -26,10 +26,9 @@ void catch_stop_signals() {
 }
 
 void dry_run(const train::RunConfig& config) {
-  train::check_data(config);
-  const int64_t parameters = parameter_count(config.model);
-  const train::MemoryEstimate memory =
-      train::estimate_memory(config, parameters, tasks::make_task(config.task)->length());
+  const auto task = train::checked_task(config);
+  const int64_t parameters = models::parameter_count(config.model);
+  const train::MemoryEstimate memory = train::estimate_memory(config, parameters, task->length());
   fmt::print("{}\n", core::to_toml(config));
   fmt::print("# parameters: {} ({})\n", parameters, count_text(parameters));
   fmt::print(
@@ -64,7 +63,7 @@ void print_sample(models::MambaLM& model, int64_t step) {
 void run(const train::RunConfig& config, bool resume) {
   if (config.train.precision == "bfloat16" && __builtin_cpu_supports("avx512bf16") == 0)
     fmt::print(stderr, "warning: this processor has no bfloat16 products; precision = \"float32\" is faster here\n");
-  const auto task = tasks::make_task(config.task);
+  const auto task = train::checked_task(config);
   train::TrainHooks hooks;
   hooks.stop_requested = [] { return stop_signal != 0; };
   hooks.evaluated = [&](int64_t step, const tasks::Evaluation& evaluation) {
@@ -72,7 +71,7 @@ void run(const train::RunConfig& config, bool resume) {
   };
   if (task->bytes()) hooks.sample = print_sample;
   catch_stop_signals();
-  const train::TrainResult result = train::train(config, resume, hooks);
+  const train::TrainResult result = train::train(config, resume, hooks, task);
   fmt::print("{} after {} steps, {:.0f} tokens/s; checkpoints in {}\n", result.interrupted ? "stopped" : "finished",
              result.steps, result.tokens_per_second, config.train.out);
   if (result.interrupted) throw CLI::RuntimeError(128 + stop_signal);

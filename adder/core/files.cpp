@@ -114,6 +114,13 @@ fs::file_type kind_of(const fs::path& path) {
   return status.type();
 }
 
+const fs::path& regular_or_new(const fs::path& path) {
+  const fs::file_type kind = kind_of(path);
+  ADDER_CHECK(kind == fs::file_type::not_found || kind == fs::file_type::regular, "cannot write '{}': it is {}",
+              path.string(), kind == fs::file_type::directory ? "a folder" : "not a regular file");
+  return path;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const fs::path& path) {
@@ -172,21 +179,24 @@ void FileWriter::finish() {
   if (::close(std::exchange(file_, -1)) != 0) fail_with(errno, "close", shown_);
 }
 
+PendingFile::PendingFile(const fs::path& path)
+    : path_(regular_or_new(path)), temporary_(beside(path, kTemporaryMark)), writer_(temporary_, path) {}
+
+PendingFile::~PendingFile() {
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void PendingFile::publish() {
+  rename_path(temporary_, path_);
+  temporary_.clear();
+  sync_path(parent_of(path_), true);
+}
+
 void write_file_atomically(const fs::path& path, const std::function<void(FileWriter&)>& fill) {
-  const fs::path temporary = beside(path, kTemporaryMark);
-  const fs::file_type kind = kind_of(path);
-  ADDER_CHECK(kind == fs::file_type::not_found || kind == fs::file_type::regular, "cannot write '{}': it is {}",
-              path.string(), kind == fs::file_type::directory ? "a folder" : "not a regular file");
-  try {
-    FileWriter out(temporary, path);
-    fill(out);
-    out.finish();
-    rename_path(temporary, path);
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  sync_path(parent_of(path), true);
+  PendingFile file(path);
+  fill(file.writer());
+  file.finish();
+  file.publish();
 }
 
 void write_file_atomically(const fs::path& path, std::string_view contents) {

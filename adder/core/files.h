@@ -44,6 +44,26 @@ class FileWriter {
   std::string shown_;
 };
 
+// A file on its way to its name: written as a temporary beside it, gone with this object unless published. For several
+// files that belong together; write_file_atomically does one.
+class PendingFile {
+ public:
+  explicit PendingFile(const std::filesystem::path& path);
+  ~PendingFile();
+  PendingFile(const PendingFile&) = delete;
+  PendingFile& operator=(const PendingFile&) = delete;
+
+  FileWriter& writer() { return writer_; }
+  // Brings all to the disk. What can fail for want of space fails here or before.
+  void finish() { writer_.finish(); }
+  // After finish(): creates or replaces the file.
+  void publish();
+
+ private:
+  std::filesystem::path path_, temporary_;
+  FileWriter writer_;
+};
+
 // Creates or replaces a regular file at once: `fill` writes a temporary beside it, which is synced and renamed. When
 // `fill` throws or the disk is full, the old file is untouched and the temporary is gone.
 void write_file_atomically(const std::filesystem::path& path, const std::function<void(FileWriter&)>& fill);

@@ -5,8 +5,6 @@
 
 #include <new>
 
-#include "adder/core/files.h"
-
 namespace adder::core {
 namespace {
 
@@ -18,10 +16,6 @@ std::string to_hex(XXH128_hash_t hash) {
 
 std::string hash_bytes(std::span<const std::byte> bytes) {
   return to_hex(XXH3_128bits(bytes.data(), bytes.size()));
-}
-
-std::string hash_file(const std::filesystem::path& path) {
-  return hash_bytes(MappedFile(path).bytes());
 }
 
 Hasher::Hasher() : state_(XXH3_createState()) {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <filesystem>
 #include <span>
 #include <string>
 
@@ -9,7 +8,6 @@ namespace adder::core {
 
 // XXH3-128 as 32 hexadecimal digits, as `xxh128sum` prints it. Finds accidents, not forgeries.
 std::string hash_bytes(std::span<const std::byte> bytes);
-std::string hash_file(const std::filesystem::path& path);
 
 // The same over bytes that come in pieces.
 class Hasher {

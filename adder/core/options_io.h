@@ -27,7 +27,6 @@ void from_json(const VisitFunction& visit, const nlohmann::ordered_json& json, s
 std::string to_toml(const VisitFunction& visit);
 nlohmann::ordered_json to_json(const VisitFunction& visit);
 std::string help_table(const VisitFunction& visit);
-std::string markdown_table(const VisitFunction& visit);
 
 template <OptionsStruct Options>
 VisitFunction visit_of(Options& options) {
@@ -76,12 +75,6 @@ nlohmann::ordered_json to_json(Options options) {
 template <OptionsStruct Options>
 std::string help_table(Options options) {
   return options_io::help_table(options_io::visit_of(options));
-}
-
-// The same in Markdown, a table for each table of the TOML file.
-template <OptionsStruct Options>
-std::string markdown_table(Options options) {
-  return options_io::markdown_table(options_io::visit_of(options));
 }
 
 }  // namespace adder::core

@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -12,6 +9,7 @@
 
 #include "adder/core/error.h"
 #include "adder/core/files.h"
+#include "adder/core/json_text.h"
 
 namespace adder::data {
 namespace {
@@ -49,7 +47,8 @@ struct Sidecar {
   int64_t documents = 0;
 };
 
-int64_t whole_number(const nlohmann::json& json, const char* key, int64_t min, int64_t max, const fs::path& path) {
+int64_t whole_number(const nlohmann::ordered_json& json, const char* key, int64_t min, int64_t max,
+                     const fs::path& path) {
   const auto found = json.find(key);
   ADDER_CHECK(found != json.end(), "{}: must have the key '{}'", path.string(), key);
   const bool fits = found->is_number_unsigned() && found->get<uint64_t>() <= static_cast<uint64_t>(max);
@@ -59,21 +58,16 @@ int64_t whole_number(const nlohmann::json& json, const char* key, int64_t min, i
 }
 
 Sidecar read_sidecar(const fs::path& path) {
-  std::ifstream file(path);
-  ADDER_CHECK(file, "cannot open '{}': {}; a token file needs it beside itself", path.string(), std::strerror(errno));
-  nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(file);
-  } catch (const nlohmann::json::parse_error& error) {
-    fail("{}: not valid JSON at byte {}: {}", path.string(), error.byte, error.what());
-  }
-  ADDER_CHECK(json.is_object() && json.value("format", nlohmann::json()) == kFormat,
+  const core::MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const nlohmann::ordered_json json = core::parse_json(text, path.string());
+  ADDER_CHECK(json.is_object() && json.value("format", nlohmann::ordered_json()) == kFormat,
               "{}: 'format' must be \"{}\", got {}", path.string(), kFormat,
-              json.is_object() ? json.value("format", nlohmann::json()).dump() : json.type_name());
+              json.is_object() ? json.value("format", nlohmann::ordered_json()).dump() : json.type_name());
   const int64_t version = whole_number(json, "version", 1, INT64_MAX, path);
   ADDER_CHECK(version == kVersion, "{}: version {} was written by a newer program, this one reads version {}",
               path.string(), version, kVersion);
-  const auto dtype = json.value("dtype", nlohmann::json());
+  const auto dtype = json.value("dtype", nlohmann::ordered_json());
   ADDER_CHECK(dtype == "uint16" || dtype == "uint32", "{}: 'dtype' must be \"uint16\" or \"uint32\", got {}",
               path.string(), dtype.dump());
   Sidecar sidecar;
@@ -230,25 +224,20 @@ void write_token_file(const fs::path& path, int64_t vocab_size, const std::funct
   ADDER_CHECK(vocab_size >= 1 && vocab_size <= kMaxVocab, "{}: vocab_size must be from 1 to {}, got {}", path.string(),
               kMaxVocab, vocab_size);
   const fs::path sidecar_path = with_suffix(path, ".json");
+  core::PendingFile tokens(path), documents(with_suffix(path, ".docs")), sidecar_file(sidecar_path);
   const auto write = vocab_size <= kMaxUint16Vocab ? &write_tokens<uint16_t> : &write_tokens<uint32_t>;
-  // Each file gets its name when the writing inside it is done, so the sidecar comes last.
-  core::write_file_atomically(sidecar_path, [&](core::FileWriter& sidecar_file) {
-    Sidecar sidecar;
-    core::write_file_atomically(path, [&](core::FileWriter& tokens) {
-      core::write_file_atomically(with_suffix(path, ".docs"), [&](core::FileWriter& documents) {
-        sidecar = write(path, vocab_size, tokens, documents, fill);
-        // An older sidecar must never describe the new tokens.
-        fs::remove(sidecar_path);
-      });
-    });
-    const nlohmann::ordered_json json = {{"format", kFormat},
-                                         {"version", kVersion},
-                                         {"dtype", sidecar.wide ? "uint32" : "uint16"},
-                                         {"vocab_size", sidecar.vocab_size},
-                                         {"count", sidecar.count},
-                                         {"documents", sidecar.documents}};
-    sidecar_file.write(json.dump(2) + "\n");
-  });
+  const Sidecar sidecar = write(path, vocab_size, tokens.writer(), documents.writer(), fill);
+  const nlohmann::ordered_json json = {{"format", kFormat},
+                                       {"version", kVersion},
+                                       {"dtype", sidecar.wide ? "uint32" : "uint16"},
+                                       {"vocab_size", sidecar.vocab_size},
+                                       {"count", sidecar.count},
+                                       {"documents", sidecar.documents}};
+  sidecar_file.writer().write(json.dump(2) + "\n");
+  for (core::PendingFile* file : {&tokens, &documents, &sidecar_file}) file->finish();
+  // An older sidecar must never describe the new tokens, so there is none until they are there.
+  fs::remove(sidecar_path);
+  for (core::PendingFile* file : {&tokens, &documents, &sidecar_file}) file->publish();
 }
 
 }  // namespace adder::data

@@ -44,7 +44,8 @@ struct Piece {
   int64_t rows() const { return static_cast<int64_t>(offsets.size()) - 1; }
 };
 
-// Cuts the prompts, one after another, into pieces.
+// Cuts the prompts, one after another, into pieces. A prompt is cut only where it alone is longer than a piece, so that
+// its cuts, and with them the bits of its results, do not depend on the others.
 class Cutter {
  public:
   Cutter(const std::vector<std::vector<int64_t>>& prompts, int64_t size) : prompts_(prompts), size_(size) {}
@@ -55,10 +56,11 @@ class Cutter {
     Piece piece;
     piece.first_row = static_cast<int64_t>(row_);
     const auto size = [&piece] { return static_cast<int64_t>(piece.ids.size()); };
-    while (!done() && size() < size_) {
+    while (!done()) {
       const std::vector<int64_t>& prompt = prompts_[row_];
       const int64_t left = static_cast<int64_t>(prompt.size()) - position_;
-      const int64_t count = std::min(left, size_ - size());
+      const int64_t count = std::min(left, size_);
+      if (size() > 0 && size() + count > size_) break;
       const auto begin = prompt.begin() + position_;
       piece.ids.insert(piece.ids.end(), begin, begin + count);
       piece.offsets.push_back(size());

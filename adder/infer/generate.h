@@ -12,8 +12,7 @@ struct GenerateOptions {
   int64_t start_token = -1;
   int64_t piece_tokens = 4096;
   // What the draws of each row are keyed by; empty: 0, 1, ... With the same number a row gives the same tokens in any
-  // batch, but where two tokens lie within the rounding of the logits, which the prompts' products and those of more
-  // than 8 rows sum in an order that depends on their size.
+  // batch: no sum of its logits depends on the other rows.
   std::vector<int64_t> row_numbers = {};
 
   // One table: the fields of `sampling` beside its own.

@@ -8,12 +8,13 @@
 // threads.
 namespace adder::kernels {
 
+// Rows that share a pass over the weights. For more than these a matrix product of many rows is faster.
 inline constexpr int64_t kSmallLinearRows = 8;
 
 template <typename X, typename W>
 struct SmallLinear {
   using R = Accumulator<X>;
-  int64_t rows = 0;           // M, 0 to kSmallLinearRows
+  int64_t rows = 0;           // M
   int64_t in = 0, out = 0;    // I, O
   const X* x = nullptr;       // (M, I) contiguous
   const W* weight = nullptr;  // (O, I) contiguous

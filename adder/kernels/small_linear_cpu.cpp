@@ -67,17 +67,47 @@ void dots(int64_t in, int64_t out, const R* x, const W* weight, const R* bias, X
     }
 }
 
-// Outputs [begin, end) of kM rows.
+// Outputs [begin, end) of kM rows from `row` on. `first`: these weights are read for the first time.
 template <int kM, typename X, typename W, typename R>
-void output_range(const SmallLinear<X, W>& p, const R* x, int64_t begin, int64_t end) {
+void output_range(const SmallLinear<X, W>& p, const R* x, int64_t row, int64_t begin, int64_t end, bool first) {
   const auto at = [&]<int kO>(int64_t o) {
-    dots<kO, kM>(p.in, p.out, x, p.weight + o * p.in, p.bias != nullptr ? p.bias + o : nullptr, p.y + o,
-                 o + 2 * kO <= end);
+    dots<kO, kM>(p.in, p.out, x + row * p.in, p.weight + o * p.in, p.bias != nullptr ? p.bias + o : nullptr,
+                 p.y + row * p.out + o, first && o + 2 * kO <= end);
   };
   constexpr int kOutputs = std::min(8, kInFlight / kM);
   int64_t o = begin;
   for (; o + kOutputs <= end; o += kOutputs) at.template operator()<kOutputs>(o);
   for (; o < end; ++o) at.template operator()<1>(o);
+}
+
+// Outputs [begin, end) of all rows: eight rows at a time, and with more of them few outputs at a time, whose weights
+// stay in the nearest cache.
+template <typename X, typename W, typename R>
+void output_block(const SmallLinear<X, W>& p, const R* x, int64_t begin, int64_t end) {
+  const auto rows_from = [&](int64_t row, int64_t first_output, int64_t last_output) {
+    const auto rows = [&]<int kM>() { output_range<kM>(p, x, row, first_output, last_output, row == 0); };
+    switch (p.rows - row) {
+      case 1:
+        return rows.template operator()<1>();
+      case 2:
+        return rows.template operator()<2>();
+      case 3:
+        return rows.template operator()<3>();
+      case 4:
+        return rows.template operator()<4>();
+      case 5:
+        return rows.template operator()<5>();
+      case 6:
+        return rows.template operator()<6>();
+      case 7:
+        return rows.template operator()<7>();
+      default:
+        return rows.template operator()<8>();
+    }
+  };
+  if (p.rows <= kSmallLinearRows) return rows_from(0, begin, end);
+  for (int64_t o = begin; o < end; o += 8)
+    for (int64_t row = 0; row < p.rows; row += kSmallLinearRows) rows_from(row, o, std::min(o + 8, end));
 }
 
 template <typename X, typename W>
@@ -101,27 +131,8 @@ void run(const SmallLinear<X, W>& p) {
   const int64_t least = std::max<int64_t>(1, kLeastBytes / row_bytes / 8) * 8;
   const int64_t share = (p.out + thread_count(p.threads) - 1) / thread_count(p.threads);
   const int64_t block = std::max(least, (share + 7) / 8 * 8);
-  parallel_items((p.out + block - 1) / block, p.threads, [&](int64_t item, int64_t) {
-    const int64_t begin = item * block, end = std::min(p.out, begin + block);
-    switch (p.rows) {
-      case 1:
-        return output_range<1>(p, x, begin, end);
-      case 2:
-        return output_range<2>(p, x, begin, end);
-      case 3:
-        return output_range<3>(p, x, begin, end);
-      case 4:
-        return output_range<4>(p, x, begin, end);
-      case 5:
-        return output_range<5>(p, x, begin, end);
-      case 6:
-        return output_range<6>(p, x, begin, end);
-      case 7:
-        return output_range<7>(p, x, begin, end);
-      default:
-        return output_range<8>(p, x, begin, end);
-    }
-  });
+  parallel_items((p.out + block - 1) / block, p.threads,
+                 [&](int64_t item, int64_t) { output_block(p, x, item * block, std::min(p.out, (item + 1) * block)); });
 }
 
 // One function per pair of types, for HWY_EXPORT.

@@ -28,6 +28,31 @@ int64_t MambaLMOptions::padded_vocab() const {
   return (vocab_size + pad_vocab_size_multiple - 1) / pad_vocab_size_multiple * pad_vocab_size_multiple;
 }
 
+// In double, which is exact for any model that fits into a machine and does not overflow for the others.
+int64_t parameter_count(const models::MambaLMOptions& options) {
+  const nn::MambaOptions& mixer = options.mixer;
+  nn::MambaOptions smallest = mixer;
+  smallest.expand = smallest.d_state = smallest.d_conv = 1;
+  smallest.dt_rank = "none";
+  const nn::Mamba checked(1, smallest);
+
+  const auto width = static_cast<double>(options.d_model), inner = static_cast<double>(mixer.expand) * width;
+  const auto rank = static_cast<double>(mixer.rank(options.d_model));
+  const auto states = static_cast<double>(mixer.d_state) * (mixer.complex ? 2 : 1);
+  double block = 2 * inner * width + inner * width;    // in_proj, out_proj
+  block += inner * static_cast<double>(mixer.d_conv);  // conv1d
+  block += inner * (rank + 2 * states);                // x_proj, or B and C where constant
+  block += inner * (rank + 1);                         // dt_proj
+  block += inner * (states + 1);                       // A, D
+  block += (mixer.bias ? 2 * inner + width : 0) + (mixer.conv_bias ? inner : 0);
+  const double norm = options.norm == "layer" ? 2 * width : width;
+  const double embedding = static_cast<double>(options.padded_vocab()) * width;
+  const double count =
+      (options.tie_embeddings ? 1 : 2) * embedding + static_cast<double>(options.n_layer) * (norm + block) + norm;
+  ADDER_CHECK(count < 9e15, "the model has {:.1e} parameters, which no machine holds", count);
+  return static_cast<int64_t>(count);
+}
+
 LMState LMState::detach() const {
   LMState out;
   for (const nn::MambaState& layer : layers) out.layers.push_back(layer.detach());
@@ -39,14 +64,6 @@ LMState LMState::select(const torch::Tensor& index) const {
   for (const nn::MambaState& layer : layers)
     out.layers.push_back({layer.conv.index_select(0, index), layer.ssm.index_select(0, index)});
   return out;
-}
-
-int64_t LMState::bytes() const {
-  int64_t sum = 0;
-  for (const nn::MambaState& layer : layers)
-    for (const torch::Tensor& t : {layer.conv, layer.ssm})
-      if (t.defined()) sum += static_cast<int64_t>(t.nbytes());
-  return sum;
 }
 
 MambaLMImpl::MambaLMImpl(const MambaLMOptions& options) : options_(options) {
@@ -162,8 +179,8 @@ MambaLMImpl::Loss MambaLMImpl::loss(const torch::Tensor& ids, const torch::Tenso
   ADDER_CHECK(targets.sizes() == ids.sizes(), "MambaLM: targets must have the shape of ids, ({}), got ({})",
               fmt::join(ids.sizes().vec(), ", "), fmt::join(targets.sizes().vec(), ", "));
   check(ids, state);
-  const auto [rows, head] = options_.tie_embeddings ? tied_embedding(embedding_, ids)
-                                                    : std::pair(torch::embedding(embedding_, ids), head_);
+  const auto [rows, head] =
+      options_.tie_embeddings ? tied_embedding(embedding_, ids) : std::pair(torch::embedding(embedding_, ids), head_);
   auto [h, after] = backbone(rows, state, sequence);
   auto [mean, each, predictions] = ops::linear_cross_entropy(h.reshape({-1, options_.d_model}), head,
                                                              targets.reshape({-1}), -100, options_.vocab_size);

@@ -23,6 +23,9 @@ struct MambaLMOptions {
   int64_t padded_vocab() const;
 };
 
+// That of a model with these options, which is not built. Throws what building its blocks would.
+int64_t parameter_count(const MambaLMOptions& options);
+
 // The recurrent state of all layers. An empty list stands for zeros.
 struct LMState {
   std::vector<nn::MambaState> layers;
@@ -30,7 +33,6 @@ struct LMState {
   LMState detach() const;
   // The rows `index` (int64) of each tensor, as when sequences of a batch end or are copied.
   LMState select(const torch::Tensor& index) const;
-  int64_t bytes() const;
 };
 
 // A language model of Mamba blocks: embedding, n_layer pre-norm blocks, final norm, head (tied to the embedding or

@@ -141,7 +141,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
               "Mamba: x must have shape (B, L, d_model) with d_model = {}, got ({})", d_model_,
               fmt::join(x.sizes().vec(), ", "));
   const auto optional = [](const torch::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-  const std::vector<torch::Tensor> halves = nn::linear(x, in_weight_, in_bias_).split(d_inner_, 2);
+  const std::vector<torch::Tensor> halves = nn::linear(x, in_weight_, in_bias_, sequence.cu_seqlens).split(d_inner_, 2);
 
   ops::CausalConv1dOptions conv;
   conv.activation = "silu";
@@ -157,11 +157,11 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
     if (rank_ > 0) sizes.push_back(rank_);
     if (options_.selective_B) sizes.push_back(values_);
     if (options_.selective_C) sizes.push_back(values_);
-    std::vector<torch::Tensor> parts = nn::linear(u, x_weight_).split_with_sizes(sizes, 2);
+    std::vector<torch::Tensor> parts = nn::linear(u, x_weight_, {}, sequence.cu_seqlens).split_with_sizes(sizes, 2);
     if (options_.inner_norm == "rms")
       for (torch::Tensor& part : parts) part = without_mean_square(part, options_.inner_norm_eps);
     size_t next = 0;
-    if (rank_ > 0) delta = nn::linear(parts[next++], dt_weight_);
+    if (rank_ > 0) delta = nn::linear(parts[next++], dt_weight_, {}, sequence.cu_seqlens);
     if (options_.selective_B) B = parts[next++].unsqueeze(2);
     if (options_.selective_C) C = parts[next++].unsqueeze(2);
   }
@@ -178,7 +178,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   scan.cu_seqlens = sequence.cu_seqlens;
   scan.reverse = sequence.reverse;
   const auto [y, ssm] = ops::selective_scan(u, delta, A(), B, C, scan);
-  return {nn::linear(y, out_weight_, out_bias_), {window, ssm}};
+  return {nn::linear(y, out_weight_, out_bias_, sequence.cu_seqlens), {window, ssm}};
 }
 
 }  // namespace adder::nn

@@ -2,6 +2,7 @@
 
 #include <torch/nn/module.h>
 
+#include <optional>
 #include <string>
 
 namespace adder::nn {
@@ -16,7 +17,10 @@ class ParametersImpl : public torch::nn::Module {
 // sqrt(5)).
 torch::Tensor uniform_fan_in(at::IntArrayRef sizes, int64_t fan_in);
 
-// y = x W^T + b in x's type; a weight of another type is cast.
-torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias = {});
+// y = x W^T + b in x's type; a weight of another type is cast. Without gradient on the CPU, a row's result depends on
+// nothing outside its own sequence where x is (S, I) or (S, 1, I), a step of S sequences, or (1, L, I) with the
+// cu_seqlens (S + 1) of packed ones.
+torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias = {},
+                     const std::optional<torch::Tensor>& cu_seqlens = {});
 
 }  // namespace adder::nn

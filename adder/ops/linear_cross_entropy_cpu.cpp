@@ -20,8 +20,8 @@ int64_t block_rows(int64_t rows, int64_t row_bytes) {
   return blocks == 0 ? 0 : (rows + blocks - 1) / blocks;
 }
 
-// logits = x weight^T. One product for each thread and part of the vocabulary: BLAS loses a sixth here with a product of
-// its own threads, since the parts of x and weight that it copies are shared.
+// logits = x weight^T. One product for each thread and part of the vocabulary: BLAS loses a sixth here with a product
+// of its own threads, since the parts of x and weight that it copies are shared.
 void logits_product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& logits) {
   const int64_t vocab = weight.size(0);
   at::parallel_for(0, vocab, /*grain_size=*/2048, [&](int64_t begin, int64_t end) {

@@ -19,12 +19,10 @@ void run(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, 
   p.weight = numbers<const W>(weight);
   if (bias.defined()) p.bias = numbers<const R>(bias);
   p.threads = at::get_num_threads();
-  for (int64_t first = 0; first < rows; first += kernels::kSmallLinearRows) {
-    p.rows = std::min(kernels::kSmallLinearRows, rows - first);
-    p.x = numbers<const X>(x) + first * p.in;
-    p.y = numbers<X>(y) + first * p.out;
-    kernels::cpu::small_linear(p);
-  }
+  p.rows = rows;
+  p.x = numbers<const X>(x);
+  p.y = numbers<X>(y);
+  kernels::cpu::small_linear(p);
 }
 
 at::Tensor cpu_forward(ADDER_SMALL_LINEAR_ARGUMENTS) {

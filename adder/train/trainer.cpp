@@ -27,23 +27,15 @@ bool can_evaluate(const RunConfig& config) {
   return config.task.name != "language_model" || config.task.language_model.validation_fraction > 0;
 }
 
-struct CheckedTask {
-  std::unique_ptr<tasks::Task> task;
-  std::unique_ptr<tasks::BatchSource> source;
-
-  explicit CheckedTask(const RunConfig& config) : task(tasks::make_task(config.task)) {
-    ADDER_CHECK(task->vocab_size() <= config.model.vocab_size,
-                "model.vocab_size must be at least the task's {} tokens, got {}", task->vocab_size(),
-                config.model.vocab_size);
-    source = task->training(config.train.batch, static_cast<uint64_t>(config.train.seed));
-    if (can_evaluate(config)) task->evaluation(1, false);
-  }
-};
-
 class Run {
  public:
-  Run(const RunConfig& config, bool resume, const TrainHooks& hooks)
-      : config_(config), options_(config.train), hooks_(hooks), folder_(options_.out), data_(config) {
+  Run(const RunConfig& config, bool resume, const TrainHooks& hooks, std::shared_ptr<const tasks::Task> task)
+      : config_(config),
+        options_(config.train),
+        hooks_(hooks),
+        folder_(options_.out),
+        task_(task ? std::move(task) : checked_task(config)),
+        source_(task_->training(options_.batch, static_cast<uint64_t>(options_.seed))) {
     ADDER_CHECK(!folder_.empty(), "train.out must name a folder, got \"\"");
     if (options_.threads > 0) at::set_num_threads(static_cast<int>(options_.threads));
     torch::manual_seed(static_cast<uint64_t>(options_.seed));
@@ -62,7 +54,7 @@ class Run {
                 folder_.string());
     if (resume) restore();
     first_step_ = state_.step;
-    if (!state_.data.is_null()) data_.source->seek(state_.data);
+    if (!state_.data.is_null()) source_->seek(state_.data);
     core::write_file_atomically(folder_ / "config.toml", core::to_toml(config_));
     metrics_.emplace(metrics, state_.step);
   }
@@ -88,7 +80,7 @@ class Run {
   };
 
   TrainResult run_steps() {
-    data::Prefetcher<tasks::TaskBatch> batches([this] { return data_.source->next(); }, options_.prefetch);
+    data::Prefetcher<tasks::TaskBatch> batches([this] { return source_->next(); }, options_.prefetch);
     Progress progress(state_.step, options_.steps);
     model_->train();
     double logged_loss = 0, logged_seconds = 0;
@@ -187,7 +179,7 @@ class Run {
   void evaluate(Progress& progress) {
     if (!can_evaluate(config_)) return;
     const int64_t rows = options_.eval_batch > 0 ? options_.eval_batch : options_.batch;
-    const auto source = data_.task->evaluation(rows, false);
+    const auto source = task_->evaluation(rows, false);
     const tasks::Evaluation evaluation = tasks::evaluate(*model_, *source);
     evaluated_step_ = state_.step;
     result_.last = evaluation;
@@ -265,7 +257,8 @@ class Run {
   const TrainOptions& options_ = config_.train;
   const TrainHooks& hooks_;
   const fs::path folder_;
-  CheckedTask data_;
+  std::shared_ptr<const tasks::Task> task_;
+  std::unique_ptr<tasks::BatchSource> source_;
   std::optional<core::FolderLock> lock_;
   models::MambaLM model_{nullptr};
   std::optional<AdamW> optimizer_;
@@ -279,12 +272,19 @@ class Run {
 
 }  // namespace
 
-void check_data(const RunConfig& config) {
-  CheckedTask{config};
+std::shared_ptr<const tasks::Task> checked_task(const RunConfig& config) {
+  std::shared_ptr<const tasks::Task> task = tasks::make_task(config.task);
+  ADDER_CHECK(task->vocab_size() <= config.model.vocab_size,
+              "model.vocab_size must be at least the task's {} tokens, got {}", task->vocab_size(),
+              config.model.vocab_size);
+  task->training(config.train.batch, static_cast<uint64_t>(config.train.seed));
+  if (can_evaluate(config)) task->evaluation(1, false);
+  return task;
 }
 
-TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks) {
-  return Run(config, resume, hooks).loop();
+TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks,
+                  std::shared_ptr<const tasks::Task> task) {
+  return Run(config, resume, hooks, std::move(task)).loop();
 }
 
 }  // namespace adder::train

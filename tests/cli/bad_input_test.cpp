@@ -1,36 +1,21 @@
 // What the program says to bad input: one clear message, an exit code that is not 0, and nothing left behind.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <map>
-#include <nlohmann/json.hpp>
-#include <set>
-#include <sstream>
-#include <string>
-#include <string_view>
 #include <thread>
-#include <utility>
-#include <vector>
 
-#include "adder/core/files.h"
-#include "tests/cli/program_runner.h"
+#include "tests/cli/program_runs.h"
 
 namespace adder::tests {
 namespace {
 
-namespace fs = std::filesystem;
-using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
 
-// In arguments and messages "@" stands for the folder of the case. It holds run.toml, text.txt (1,040 bytes) and, where
-// the arguments name them, the finished runs "copying" (8 tokens) and "bytes" (256), with checkpoints of steps 3 and 6.
+// Its folder holds the finished runs that the arguments name.
 struct Case {
   std::string name, arguments;
   std::vector<std::string> messages;
@@ -38,45 +23,10 @@ struct Case {
   std::function<void(const fs::path&)> spoil = {};
 };
 
-const std::string kConfig = kSmallRun + R"(steps = 6
-batch = 4
-checkpoint_every = 3
-threads = 1
-)";
-const std::string kTrain = "train @/run.toml --set train.out=@/out ";
-const std::string kLanguage =
-    "--set task.name=language_model --set task.language_model.length=16 --set model.vocab_size=256 ";
-const std::string kFiles = "--set task.language_model.files=";
-const std::string kTokenFile = kTrain + kLanguage + "--set task.language_model.token_file=@/tokens.bin ";
-
-void put(const fs::path& path, std::string_view bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-void cut(const fs::path& path) {
-  fs::resize_file(path, fs::file_size(path) - 5);
-}
-
 void change(const fs::path& path, const std::string& from, const std::string& to) {
   std::string text = contents(path);
   text.replace(text.find(from), from.size(), to);
   put(path, text);
-}
-
-std::string filled(std::string text, const fs::path& folder) {
-  for (size_t at = 0; (at = text.find('@', at)) != text.npos; at += folder.string().size())
-    text.replace(at, 1, folder.string());
-  return text;
-}
-
-// A file of uint16 tokens and what describes it.
-std::vector<std::pair<std::string, std::string>> token_file(char token, int version = 1, int missing = 0) {
-  constexpr int kCount = 400;
-  std::string bytes;
-  for (int i = 0; i < kCount - missing; ++i) bytes += {token, '\0'};
-  const nlohmann::json sidecar = {{"format", "adder-tokens"}, {"version", version}, {"dtype", "uint16"},
-                                  {"vocab_size", 8},          {"count", kCount},    {"documents", 0}};
-  return {{"tokens.bin", bytes}, {"tokens.bin.json", sidecar.dump()}};
 }
 
 std::vector<Case> command_lines() {
@@ -289,79 +239,8 @@ std::vector<Case> permissions() {
            }}};
 }
 
-// Every path below the folder with its bytes; of a run's lock only that it is there, since it holds a process's number.
-std::map<std::string, std::string> snapshot(const fs::path& folder) {
-  std::map<std::string, std::string> found;
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    std::ostringstream bytes;
-    if (entry.is_regular_file() && entry.path().filename() != ".lock")
-      bytes << std::ifstream(entry.path(), std::ios::binary).rdbuf();
-    found[entry.path().lexically_relative(folder).string()] = bytes.str();
-  }
-  return found;
-}
-
-std::vector<std::string> differences(const std::map<std::string, std::string>& before,
-                                     const std::map<std::string, std::string>& after) {
-  std::vector<std::string> names;
-  for (const auto& [name, bytes] : after)
-    if (!before.contains(name) || before.at(name) != bytes) names.push_back(name);
-  for (const auto& [name, bytes] : before)
-    if (!after.contains(name)) names.push_back(name);
-  return names;
-}
-
-std::set<std::string> names_in(const fs::path& folder) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
-  return names;
-}
-
-// The limit makes write() stop half-way, as a full disk does; the shell counts in blocks of 512 bytes.
-std::string with_files_of_at_most(int64_t blocks) {
-  return "trap '' XFSZ; ulimit -f " + std::to_string(blocks) + "; ";
-}
-
-class BadInput : public testing::Test {
+class BadInput : public ProgramRuns {
  protected:
-  static void SetUpTestSuite() {
-    suite_ = fs::temp_directory_path() / ("adder-bad-input-" + std::to_string(::getpid()));
-    fs::remove_all(suite_);
-    fs::create_directories(suite_);
-    fill(suite_);
-    const std::string train = "train @/run.toml --set train.out=@/";
-    for (const std::string& run_of : {train + "copying", train + "bytes " + kLanguage + kFiles + "@/text.txt"}) {
-      const Outcome outcome = run(filled(run_of, suite_));
-      ASSERT_EQ(outcome.code, 0) << outcome.output;
-    }
-  }
-  static void TearDownTestSuite() { fs::remove_all(suite_); }
-
-  void SetUp() override {
-    folder_ = suite_ / testing::UnitTest::GetInstance()->current_test_info()->name();
-    fs::create_directory(folder_);
-    fill(folder_);
-  }
-
-  static void fill(const fs::path& folder) {
-    put(folder / "run.toml", kConfig);
-    std::string text;
-    for (int i = 0; i < 40; ++i) text += "hello world, a small text\n";
-    put(folder / "text.txt", text);
-  }
-
-  static void copy_runs(const std::string& arguments, const fs::path& folder) {
-    for (const std::string name : {"copying", "bytes"})
-      if (arguments.find("@/" + name) != arguments.npos)
-        fs::copy(suite_ / name, folder / name, fs::copy_options::recursive);
-  }
-
-  // The program with "@" filled in.
-  Outcome program(const std::string& arguments, const std::string& before = "",
-                  const std::string& streams = "2>&1") const {
-    return run(filled(arguments, folder_), before, streams);
-  }
-
   // As many at a time as there are processors: each takes a quarter of a second to load LibTorch.
   void expect_refused(const std::vector<Case>& cases) const {
     struct Result {
@@ -398,12 +277,7 @@ class BadInput : public testing::Test {
       EXPECT_THAT(results[i].changed, testing::IsEmpty());
     }
   }
-
-  static fs::path suite_;
-  fs::path folder_;
 };
-
-fs::path BadInput::suite_;
 
 TEST_F(BadInput, CommandLines) {
   expect_refused(command_lines());
@@ -434,114 +308,6 @@ TEST_F(BadInput, ATokenOutsideTheVocabularyIsNamed) {
   EXPECT_THAT(outcome.output, HasSubstr(" is 9, outside the vocabulary of 8"));
   if (!fs::exists(folder_ / "out")) return;
   for (const std::string& name : names_in(folder_ / "out")) EXPECT_THAT(name, Not(HasSubstr("step-")));
-}
-
-TEST_F(BadInput, AFullDiskWhileACheckpointIsWritten) {
-  const std::string train = kTrain + "--set train.checkpoint_every=2 ";
-  const Outcome full = program(train, with_files_of_at_most(40));
-  EXPECT_EQ(full.code, 1);
-  EXPECT_THAT(full.output, HasSubstr("step-00000002: the checkpoint was not written: "));
-  EXPECT_THAT(full.output, HasSubstr("File too large"));
-  EXPECT_THAT(names_in(folder_ / "out"), ElementsAre(".lock", "config.toml", "metrics.jsonl"));
-  const Outcome resumed = program(train + "--resume");
-  ASSERT_EQ(resumed.code, 0) << resumed.output;
-  const char* const weights = "step-00000006/model.safetensors";
-  EXPECT_EQ(contents(folder_ / "out" / weights), contents(suite_ / "copying" / weights));
-}
-
-TEST_F(BadInput, AFullDiskWhileMetricsAreWritten) {
-  const std::string train = kTrain + "--set train.log_every=1 --set train.checkpoint_every=100 --set train.steps=";
-  const Outcome full = program(train + "3000", with_files_of_at_most(140));
-  EXPECT_EQ(full.code, 1);
-  EXPECT_THAT(full.output, HasSubstr(filled("cannot write '@/out/metrics.jsonl': File too large", folder_)));
-  EXPECT_EQ(program("eval @/out").code, 0);
-  EXPECT_EQ(program("plot @/out --out @/plot.png").code, 0);
-  const Outcome resumed = program(train + "1000 --resume");
-  ASSERT_EQ(resumed.code, 0) << resumed.output;
-  // The step whose line found no room is saved, and the run goes on behind it: that one line is missing.
-  EXPECT_THAT(resumed.output, HasSubstr("resuming from"));
-  int64_t last = 0, missing = 0;
-  std::ifstream metrics(folder_ / "out" / "metrics.jsonl");
-  for (std::string line; std::getline(metrics, line);) {
-    const auto json = nlohmann::json::parse(line);
-    if (!json.contains("loss")) continue;
-    const auto step = json["step"].get<int64_t>();
-    ASSERT_GT(step, last);
-    missing += step - last - 1;
-    last = step;
-  }
-  EXPECT_EQ(last, 1000);
-  EXPECT_EQ(missing, 1);
-}
-
-TEST_F(BadInput, AFullDiskWhileAPictureIsWritten) {
-  copy_runs("@/copying", folder_);
-  const auto before = snapshot(folder_);
-  const Outcome outcome = program("plot @/copying --out @/plot.png", with_files_of_at_most(2));
-  EXPECT_EQ(outcome.code, 1);
-  EXPECT_THAT(outcome.output, HasSubstr(filled("cannot write '@/plot.png' at byte 1024: File too large", folder_)));
-  EXPECT_THAT(differences(before, snapshot(folder_)), testing::IsEmpty());
-}
-
-TEST_F(BadInput, AFullDiskBehindStandardOutput) {
-  copy_runs("@/bytes", folder_);
-  for (const char* arguments :
-       {"eval @/bytes --json", "generate @/bytes --quiet", "train @/run.toml --dry-run", "train --help", "--version"}) {
-    const Outcome outcome = program(arguments, "", "2>&1 >/dev/full");
-    EXPECT_EQ(outcome.code, 1) << arguments;
-    EXPECT_THAT(outcome.output, HasSubstr("No space left on device")) << arguments;
-  }
-}
-
-TEST_F(BadInput, AFolderInUseIsLeftAlone) {
-  copy_runs("@/copying", folder_);
-  const core::FolderLock lock(folder_ / "copying");
-  const auto before = snapshot(folder_);
-  const Outcome outcome = program("train @/run.toml --resume --set train.out=@/copying --set train.steps=9");
-  EXPECT_EQ(outcome.code, 1);
-  const std::string pid = std::to_string(::getpid());
-  EXPECT_THAT(outcome.output, HasSubstr(filled("@/copying: in use by another run (pid " + pid + ")", folder_)));
-  EXPECT_THAT(differences(before, snapshot(folder_)), testing::IsEmpty());
-  EXPECT_EQ(program("eval @/copying").code, 0);
-}
-
-// What was lost is said, and what the run then writes is what is found, even beside damaged checkpoints of later steps.
-TEST_F(BadInput, ADamagedCheckpointIsSkippedAndDoesNotOutliveTheWholeOnes) {
-  copy_runs("@/copying", folder_);
-  cut(folder_ / "copying" / "step-00000006" / "model.safetensors");
-  std::ofstream(folder_ / "copying" / "metrics.jsonl", std::ios::app) << "no JSON\n{\"step\":\"4\"}\n";
-  const Outcome resumed =
-      program("train @/run.toml --resume --set train.out=@/copying --set train.steps=5 --set train.keep_checkpoints=1");
-  ASSERT_EQ(resumed.code, 0) << resumed.output;
-  EXPECT_THAT(resumed.output,
-              HasSubstr(filled("skipping a damaged checkpoint: @/copying/step-00000006/model.safetensors", folder_)));
-  EXPECT_THAT(resumed.output, HasSubstr(filled("resuming from @/copying/step-00000003 (step 3)", folder_)));
-  const Outcome evaluated = program("eval @/copying");
-  EXPECT_EQ(evaluated.code, 0) << evaluated.output;
-  EXPECT_THAT(evaluated.output, HasSubstr("step 5"));
-}
-
-TEST_F(BadInput, ALossThatIsNotFiniteLeavesTheWeightsOfTheStepBefore) {
-  const std::string broken = " --set train.optimizer.lr=1e30 --set train.optimizer.clip=0";
-  const Outcome outcome = program(kTrain + broken);
-  EXPECT_EQ(outcome.code, 1);
-  EXPECT_THAT(outcome.output, HasSubstr("training stopped in step 2: the loss is "));
-  EXPECT_THAT(outcome.output, HasSubstr("first not finite: the output of backbone."));
-  EXPECT_THAT(outcome.output, HasSubstr(filled("are saved in @/out/step-00000001", folder_)));
-  ASSERT_EQ(program("train @/run.toml --set train.out=@/one --set train.steps=1" + broken).code, 0);
-  const char* const weights = "step-00000001/model.safetensors";
-  EXPECT_EQ(contents(folder_ / "out" / weights), contents(folder_ / "one" / weights));
-}
-
-TEST_F(BadInput, AnEmptyPromptIsNone) {
-  copy_runs("@/bytes", folder_);
-  put(folder_ / "empty.txt", "");
-  const std::string generate = "generate @/bytes --quiet --set max_tokens=5 ";
-  const Outcome none = program(generate);
-  EXPECT_EQ(none.code, 0) << none.output;
-  EXPECT_EQ(none.output.size(), 6);  // 5 bytes and a line's end
-  for (const char* prompt : {"--prompt ''", "--prompt-file @/empty.txt"})
-    EXPECT_EQ(program(generate + prompt).output, none.output);
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "adder/core/error.h"
-#include "adder/core/files.h"
 
 namespace adder::core {
 namespace {
@@ -32,16 +31,6 @@ TEST(Hash, PiecesEqualTheWhole) {
   std::string other = text;
   other[2500] ^= 1;
   EXPECT_NE(hash_bytes(as_bytes(other)), hash_bytes(as_bytes(text)));
-}
-
-TEST(Hash, OfAFile) {
-  const std::string path = testing::TempDir() + "adder_hash_test";
-  write_file_atomically(path, "a");
-  EXPECT_EQ(hash_file(path), hash_bytes(as_bytes("a")));
-  write_file_atomically(path, "");
-  EXPECT_EQ(hash_file(path), hash_bytes({}));
-  std::filesystem::remove(path);
-  EXPECT_THROW(hash_file(path), Error);
 }
 
 }  // namespace

@@ -244,39 +244,6 @@ data.split                   string, default "train|test": names of the parts, c
 )");
 }
 
-TEST(Help, MarkdownTables) {
-  EXPECT_EQ(markdown_table(ExampleOptions()), R"(| key | value | default | meaning |
-|---|---|---|---|
-| `seed` | integer | `1` | random seed |
-| `name` | string | `"run"` | name of the run |
-| `device` | cpu or cuda | `"cpu"` | where it runs |
-
-`[train]`: how the model is trained
-
-| key | value | default | meaning |
-|---|---|---|---|
-| `train.lr` | real > 0 | `0.001` | learning rate |
-| `train.decay` | real in [0, 1) | `0.1` | weight decay |
-| `train.clip` | real in [0, inf] | `inf` | largest gradient norm |
-| `train.offset` | real | `0.0` | added to the loss |
-| `train.amp` | true or false | `false` | mixed precision |
-
-`[train.schedule]`: learning rate over time
-
-| key | value | default | meaning |
-|---|---|---|---|
-| `train.schedule.kind` | constant, cosine or linear | `"cosine"` | shape of the schedule |
-| `train.schedule.warmup_steps` | integer in [0, 1000] | `0` | steps of linear warm-up |
-
-`[data]`: what it is trained on
-
-| key | value | default | meaning |
-|---|---|---|---|
-| `data.files` | list of strings | `[]` | text files |
-| `data.split` | string | `"train\|test"` | names of the parts, cut at \| |
-)");
-}
-
 TEST(FieldRule, NamesEachKindOfRange) {
   const auto real = [](RealRange range) {
     return field_rule({.name = "", .path = "", .help = "", .value = 0.0, .ints = {}, .reals = range, .choices = {}});
@@ -336,7 +303,6 @@ TEST(CollectFields, AStructWithoutFields) {
   EXPECT_EQ(to_toml(options), "");
   EXPECT_EQ(to_json(options).dump(), "{}");
   EXPECT_EQ(help_table(options), "");
-  EXPECT_EQ(markdown_table(options), "");
   EXPECT_EQ(error_of([&] { read_toml_text(options, "a = 1", "x.toml"); }),
             "x.toml:1:1: unknown key 'a'; there are no keys at the top");
 }

@@ -169,7 +169,7 @@ TEST(TokenFile, SidecarErrorsNameTheRule) {
   EXPECT_THAT(error_of([&] { TokenFile file(folder / "t"); }),
               HasSubstr("'format' must be \"adder-tokens\", got array"));
   folder.write("t.json", "{\"format\": x}");
-  EXPECT_THAT(error_of([&] { TokenFile file(folder / "t"); }), StartsWith(path + ": not valid JSON at byte 12"));
+  EXPECT_THAT(error_of([&] { TokenFile file(folder / "t"); }), StartsWith(path + ": is not valid JSON before byte 12"));
 }
 
 TEST(TokenFile, DocumentStartsMustRise) {

@@ -39,6 +39,7 @@ TEST(ParameterCount, SumOfTheParts) {
     const MambaLM model(options);
     EXPECT_EQ(model->parameter_count(), counted_by_parts(options));
     EXPECT_EQ(model->parameter_count(), count(*model));
+    EXPECT_EQ(models::parameter_count(options), count(*model));
   };
   for (const int64_t layers : {1, 2, 11, 24})
     for (const int64_t vocab : {1, 24, 50277}) {
@@ -141,6 +142,28 @@ TEST(MambaLMForward, LossAndGradientsInPieces) {
     for (size_t i = 0; i < parameters.size(); ++i)
       EXPECT_LT((parameters[i].grad() - expected[i]).abs().max().item<double>(),
                 1e-5 + 1e-4 * expected[i].abs().max().item<double>());
+  }
+}
+
+// The gradient of a tied embedding comes from its rows and from the head: against the logits' own cross entropy, with
+// fewer tokens than rows and with more, tokens that repeat, twice through the same graph, and added to an earlier one.
+TEST(MambaLMForward, GradientOfTheTiedEmbedding) {
+  for (const int64_t length : {7, 40}) {
+    torch::manual_seed(3);
+    MambaLM model(sized(1, 8, 24));
+    const Tensor ids = torch::randint(12, {2, length}, torch::kLong), targets = torch::randint(24, {2, length});
+    const Tensor embedding = model->named_parameters()["backbone.embedding.weight"];
+    const auto gradient = [&](const Tensor& loss) {
+      return torch::autograd::grad({loss}, {embedding}, {}, /*retain_graph=*/true)[0];
+    };
+    const Tensor expected =
+        gradient(torch::cross_entropy_loss(model->forward(ids).first.reshape({-1, 24}), targets.flatten()));
+    const Tensor loss = model->loss(ids, targets).mean;
+    EXPECT_TRUE(torch::allclose(gradient(loss), expected, 1e-4, 1e-7)) << length;
+    EXPECT_TRUE(torch::allclose(gradient(loss), expected, 1e-4, 1e-7)) << length << " again";
+    loss.backward();
+    model->loss(ids, targets).mean.backward();
+    EXPECT_TRUE(torch::allclose(embedding.grad(), 2 * expected, 1e-4, 1e-7)) << length << " twice";
   }
 }
 
