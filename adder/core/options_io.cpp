@@ -22,7 +22,7 @@ enum class Infinities { kNumbers, kTexts };
 
 // "a real > 0", "an integer"; "true or false", "constant or cosine".
 std::string rule_with_article(const Field& field) {
-  const std::string rule = field_rule(field);
+  std::string rule = field_rule(field);
   if (!field.choices.empty() || std::holds_alternative<bool>(field.value)) return rule;
   return (std::holds_alternative<int64_t>(field.value) ? "an " : "a ") + rule;
 }

@@ -122,7 +122,7 @@ SourceNode toml_value_or_text(std::string_view text, const std::string& where) {
         for (SourceNode& item : *items) item.where = where;
       return node;
     }
-  } catch (const toml::parse_error&) {
+  } catch (const toml::parse_error&) {  // then it is text
   }
   return {where, std::string(text)};
 }

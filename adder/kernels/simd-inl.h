@@ -19,6 +19,15 @@ namespace adder::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// x86 with AVX2 or more: Max and Min give their second argument where one of them is NaN, and float16 is converted by
+// instructions. The other targets, emulations among them, differ in both.
+#undef ADDER_X86_VECTORS
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+#define ADDER_X86_VECTORS 1
+#else
+#define ADDER_X86_VECTORS 0
+#endif
+
 // Vectors of the accumulator type, of full width.
 template <typename T>
 using Tag = hn::ScalableTag<Accumulator<T>>;
@@ -66,16 +75,16 @@ HWY_INLINE V round_small(D d, V x) {
 // x limited to [-limit, limit], keeping NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V clamp(D d, V x, double limit) {
-  // x86's Max and Min give their second argument where one of them is NaN; the scalar target's give the number.
   const V clamped = hn::Min(constant(d, limit), hn::Max(constant(d, -limit), x));
-#if HWY_TARGET == HWY_SCALAR
-  return hn::IfThenElse(hn::IsNaN(x), x, clamped);
-#else
+#if ADDER_X86_VECTORS
   return clamped;
+#else
+  return hn::IfThenElse(hn::IsNaN(x), x, clamped);
 #endif
 }
 
-// m * 2^n for whole n; results below the normal range become 0, above it infinity.
+// m * 2^n for whole n; results below the normal range become 0. Above it they are infinite, without AVX-512 from
+// 2^127.5 (2^1023.5) on.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V scale_by_power(D d, V m, V n) {
 #if HWY_TARGET == HWY_AVX3
@@ -285,11 +294,13 @@ HWY_INLINE hn::Vec<D> load_as(D d, const bfloat16* p) {
 }
 template <class D>
 HWY_INLINE hn::Vec<D> load_as(D d, const float16* p) {
-#if HWY_TARGET == HWY_SCALAR
-  return hn::Set(d, to_float(*p));  // its PromoteTo makes numbers of infinities and NaNs
-#else
+#if ADDER_X86_VECTORS
   const hn::Rebind<hwy::float16_t, D> d16;
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+#else  // an emulated PromoteTo makes numbers of infinities and NaNs
+  HWY_ALIGN float lanes[hn::MaxLanes(D())];
+  for (size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = to_float(p[i]);
+  return hn::Load(d, lanes);
 #endif
 }
 
@@ -316,11 +327,13 @@ HWY_INLINE void store_as(D d, V v, bfloat16* p) {
 }
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE void store_as([[maybe_unused]] D d, V v, float16* p) {
-#if HWY_TARGET == HWY_SCALAR
-  *p = from_float<float16>(hn::GetLane(v));  // its DemoteTo truncates
-#else
+#if ADDER_X86_VECTORS
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+#else  // an emulated DemoteTo truncates
+  HWY_ALIGN float lanes[hn::MaxLanes(D())];
+  hn::Store(v, d, lanes);
+  for (size_t i = 0; i < hn::Lanes(d); ++i) p[i] = from_float<float16>(lanes[i]);
 #endif
 }
 

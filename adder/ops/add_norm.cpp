@@ -46,7 +46,7 @@ AddNormBackwardResult meta_backward(const at::Tensor&, const OptionalTensor&, co
                                     at::ScalarType x_dtype, bool need_dresidual, bool need_dbias) {
   const at::TensorOptions real = residual_out.options();
   const c10::SymIntArrayRef sizes = residual_out.sym_sizes();
-  const c10::SymInt width = sizes.back();
+  const c10::SymInt& width = sizes.back();
   return {
       at::empty_symint(sizes, real.dtype(x_dtype)),
       need_dresidual && x_dtype != residual_out.scalar_type() ? at::empty_symint(sizes, real) : at::empty({0}, real),

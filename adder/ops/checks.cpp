@@ -62,7 +62,8 @@ at::ScalarType accumulator_type(at::ScalarType type) {
 
 c10::SymInt check_sequences(const char* op, const at::Tensor& input, const std::optional<at::Tensor>& mask,
                             const std::optional<at::Tensor>& cu_seqlens) {
-  const c10::SymInt batch = input.sym_size(0), length = input.sym_size(1);
+  c10::SymInt batch = input.sym_size(0);
+  const c10::SymInt length = input.sym_size(1);
   if (present(mask)) {
     check_dtype(op, "mask", *mask, at::kBool);
     check_shape(op, "mask", *mask, "(B, L)", {batch, length});

@@ -168,7 +168,7 @@ std::string damaged_tensors(const SafetensorsFile& file, const ordered_json& lis
   for (const auto& [name, hash] : listed.items()) {
     bool whole = false;
     try {
-      whole = tensor_hash(file.tensor(name)) == hash;
+      whole = tensor_hash(file.tensor(name)) == hash.get<std::string>();
     } catch (const Error&) {  // values that its dtype does not have
     }
     if (!whole) damaged.push_back(shown_name(name));

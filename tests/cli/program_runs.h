@@ -70,7 +70,7 @@ inline std::map<std::string, std::string> snapshot(const fs::path& folder) {
 }
 
 inline std::vector<std::string> differences(const std::map<std::string, std::string>& before,
-                                     const std::map<std::string, std::string>& after) {
+                                            const std::map<std::string, std::string>& after) {
   std::vector<std::string> names;
   for (const auto& [name, bytes] : after)
     if (!before.contains(name) || before.at(name) != bytes) names.push_back(name);

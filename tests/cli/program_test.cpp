@@ -65,6 +65,10 @@ checkpoint_every = 7
   fs::path folder_;
 };
 
+void silence(FILE* stream) {
+  if (std::freopen("/dev/null", "w", stream) == nullptr) std::abort();
+}
+
 TEST_F(Program, TrainsEvaluatesAndPlots) {
   const Outcome trained = run(train("run"));
   ASSERT_EQ(trained.code, 0) << trained.output;
@@ -87,8 +91,8 @@ TEST_F(Program, KilledRunsEndBitEqual) {
   for (int kills = 0; kills < 10; ++kills) {
     const pid_t child = ::fork();
     if (child == 0) {
-      std::freopen("/dev/null", "w", stderr);
-      std::freopen("/dev/null", "w", stdout);
+      silence(stderr);
+      silence(stdout);
       const std::string set = "train.out=" + out("killed");
       ::execl(kProgram, kProgram, "train", config().c_str(), "--resume", "--set", set.c_str(), "--set",
               "train.steps=400", nullptr);
@@ -110,8 +114,8 @@ TEST_F(Program, KilledRunsEndBitEqual) {
 TEST_F(Program, InterruptSavesAndLeaves) {
   const pid_t child = ::fork();
   if (child == 0) {
-    std::freopen("/dev/null", "w", stderr);
-    std::freopen("/dev/null", "w", stdout);
+    silence(stderr);
+    silence(stdout);
     const std::string set = "train.out=" + out("run");
     ::execl(kProgram, kProgram, "train", config().c_str(), "--set", set.c_str(), "--set", "train.steps=100000", "--set",
             "train.checkpoint_every=0", nullptr);
@@ -131,8 +135,8 @@ TEST_F(Program, InterruptSavesAndLeaves) {
 TEST_F(Program, TwoRunsInOneFolderAreRefused) {
   const pid_t child = ::fork();
   if (child == 0) {
-    std::freopen("/dev/null", "w", stderr);
-    std::freopen("/dev/null", "w", stdout);
+    silence(stderr);
+    silence(stdout);
     const std::string set = "train.out=" + out("run");
     ::execl(kProgram, kProgram, "train", config().c_str(), "--set", set.c_str(), "--set", "train.steps=100000",
             nullptr);

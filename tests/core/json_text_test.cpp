@@ -42,7 +42,7 @@ TEST(JsonText, AKeyMayAppearOnceInItsObject) {
 }
 
 TEST(JsonText, BrokenTexts) {
-  EXPECT_THAT(error_of(""), HasSubstr("x.json: is not valid JSON before byte 0: syntax error"));
+  EXPECT_THAT(error_of(""), HasSubstr("x.json: is not valid JSON before byte 0: "));
   EXPECT_THAT(error_of(R"({"a":1)"), HasSubstr("before byte 6: syntax error while parsing object"));
   EXPECT_THAT(error_of("{}}"), HasSubstr("before byte 3"));
   EXPECT_THAT(error_of("{\"\xff\":1}"), HasSubstr("UTF-8"));

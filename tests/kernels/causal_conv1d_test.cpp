@@ -22,6 +22,7 @@ TEST(CausalConv1d, OneThingChanged) {
   compare_all({.name = "reverse", .reverse = true});
   compare_all({.name = "one row", .batch = 1});
   compare_all({.name = "many rows", .batch = 200, .length = 1});
+  compare_all({.name = "beyond 65535 rows", .batch = 65537, .length = 2, .channels = 3});
   compare_all({.name = "no rows", .batch = 0});
   compare_all({.name = "no channels", .channels = 0});
   compare_all({.name = "several blocks", .channels = 1529});

@@ -57,6 +57,9 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
   };
   for (const int64_t L : {0, 1, 2, 3, 31, 32, 33, 63, 64, 65, 129})
     row("L" + std::to_string(L), [=](auto& s) { s.L = L; });
+  for (const int64_t L : {127, 128, 2047, 2048, 2049})
+    row("L" + std::to_string(L), [=](auto& s) { s.L = L, s.D = 5, s.N = 3; });
+  row("B65537", [](auto& s) { s.B = 65537, s.L = 2, s.D = 3, s.N = 2; });
   for (const int64_t D : {1, 7, 16, 65, 130}) row("D" + std::to_string(D), [=](auto& s) { s.D = D; });
   for (const int64_t N : {1, 3, 4, 16, 19, 64}) row("N" + std::to_string(N), [=](auto& s) { s.N = N; });
   for (const int64_t B : {0, 1, 5, 67}) row("B" + std::to_string(B), [=](auto& s) { s.B = B; });

@@ -32,7 +32,8 @@ std::set<std::string> keys_of_the_guide() {
     if (line.starts_with("### `[")) table = line.substr(5, line.size() - 6);
     if (!line.starts_with("| `")) continue;
     const size_t key_end = line.find('`', 3), value = line.find("| `", key_end) + 3;
-    keys.insert(table + " " + line.substr(3, key_end - 3) + " = " + line.substr(value, line.find("` |", value) - value));
+    keys.insert(table + " " + line.substr(3, key_end - 3) + " = " +
+                line.substr(value, line.find("` |", value) - value));
   }
   return keys;
 }
