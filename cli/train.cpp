@@ -32,10 +32,11 @@ void dry_run(const train::RunConfig& config) {
   fmt::print("{}\n", core::to_toml(config));
   fmt::print("# parameters: {} ({})\n", parameters, count_text(parameters));
   fmt::print(
-      "# expected memory: {} (parameters {}, gradients {}, optimizer {}, activations {}, logits {}) and LibTorch's "
-      "own\n",
+      "# expected memory: {} (parameters {}, gradients {}, optimizer {}, activations {}, logits {}, the copy of a "
+      "checkpoint that is being written {}) and LibTorch's own\n",
       bytes_text(memory.total()), bytes_text(memory.parameters), bytes_text(memory.gradients),
-      bytes_text(memory.optimizer), bytes_text(memory.activations), bytes_text(memory.logits));
+      bytes_text(memory.optimizer), bytes_text(memory.activations), bytes_text(memory.logits),
+      bytes_text(memory.checkpoint));
 }
 
 void print_evaluation(int64_t step, const tasks::Evaluation& e, const tasks::Task& task) {

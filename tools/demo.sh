@@ -12,10 +12,18 @@ $adder train configs/demo_selective.toml
 echo "-- the same model without it (delta, B, C constant)"
 $adder train configs/demo_constant.toml
 for run in selective constant; do
-  printf '%-10s on 1,000 fresh sequences: ' "$run"
-  $adder eval "runs/demo/$run" --json --batch 100 |
-    .venv/bin/python -c 'import json,sys; e=json.load(sys.stdin); print("%.2f %% of tokens, %.2f %% of sequences" % (100*e["accuracy"], 100*e["sequence_accuracy"]))'
+  $adder eval "runs/demo/$run" --json --batch 100 > "runs/demo/$run.json"
 done
+.venv/bin/python - <<'END'
+import json, sys
+accuracy = {}
+for run in "selective", "constant":
+    e = json.load(open(f"runs/demo/{run}.json"))
+    accuracy[run] = 100 * e["accuracy"]
+    print("%-10s on 1,000 fresh sequences: %.2f %% of tokens, %.2f %% of sequences" % (run, accuracy[run], 100 * e["sequence_accuracy"]))
+if accuracy["selective"] < 99 or accuracy["constant"] > 70:
+    sys.exit("demo: expected at least 99 % of tokens with selection and at most 70 % without")
+END
 $adder plot runs/demo/selective runs/demo/constant --y eval_accuracy --label "selective" --label "constant delta, B, C" \
   --title "Selective copying: 8 tokens among 128 of noise" --out runs/demo/selective_copying.png
 echo "drawn: runs/demo/selective_copying.png"

@@ -142,8 +142,9 @@ const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_
     const Piece piece = cutter.next();
     if (piece.ids.empty()) continue;
     const torch::Tensor ids = torch::tensor(piece.ids, torch::kLong).unsqueeze(0).to(device_);
-    auto [hidden, after] = model_->hidden(ids, narrow(next.lm, piece.first_row, piece.rows()),
-                                          {.cu_seqlens = torch::tensor(piece.offsets, torch::kLong)});
+    auto [hidden, after] =
+        model_->hidden(ids, narrow(next.lm, piece.first_row, piece.rows()),
+                       {.cu_seqlens = torch::tensor(piece.offsets, torch::kLong), .independent = true});
     if (piece.rows() == count) {
       next.lm = std::move(after);
       ours = true;
@@ -161,7 +162,7 @@ const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_
       return torch::tensor(values, torch::kLong).to(device_);
     };
     const torch::Tensor last = hidden[0].index_select(0, index(piece.ends));
-    next.logits.index_copy_(0, index(piece.ended_rows), model_->logits(last).to(torch::kFloat));
+    next.logits.index_copy_(0, index(piece.ended_rows), model_->logits(last, true).to(torch::kFloat));
   }
   state_ = std::move(next);
   return state_.logits;
@@ -176,8 +177,8 @@ const torch::Tensor& DecodeSession::step(const std::vector<int64_t>& tokens) {
   const c10::InferenceMode inference;
   const EvaluationMode evaluation(model_);
   const torch::Tensor ids = torch::tensor(tokens, torch::kLong).unsqueeze(1).to(device_);
-  auto [hidden, after] = model_->hidden(ids, fresh ? LMState() : state_.lm);
-  state_ = {std::move(after), model_->logits(hidden.select(1, 0)).to(torch::kFloat).contiguous()};
+  auto [hidden, after] = model_->hidden(ids, fresh ? LMState() : state_.lm, {.independent = true});
+  state_ = {std::move(after), model_->logits(hidden.select(1, 0), true).to(torch::kFloat).contiguous()};
   return state_.logits;
 }
 

@@ -8,7 +8,7 @@
 // threads.
 namespace adder::kernels {
 
-// Rows that share a pass over the weights. For more than these a matrix product of many rows is faster.
+// Rows that share a pass over the weights. For many more than these a matrix product is faster.
 inline constexpr int64_t kSmallLinearRows = 8;
 
 template <typename X, typename W>

@@ -19,6 +19,9 @@ namespace HWY_NAMESPACE {
 
 constexpr int64_t kLeastBytes = 64 << 10;
 
+// Rows whose inputs are widened at a time.
+constexpr int64_t kSlabRows = 512;
+
 // Sums in flight: as many as the registers hold beside weights and inputs, at most 8 outputs.
 constexpr int kInFlight = HWY_TARGET == HWY_AVX3 ? 16 : 8;
 
@@ -114,6 +117,16 @@ template <typename X, typename W>
 void run(const SmallLinear<X, W>& p) {
   using R = Accumulator<X>;
   if (p.rows == 0) return;
+  if (p.rows > kSlabRows) {
+    SmallLinear<X, W> slab = p;
+    for (int64_t row = 0; row < p.rows; row += kSlabRows) {
+      slab.rows = std::min(kSlabRows, p.rows - row);
+      slab.x = p.x + row * p.in;
+      slab.y = p.y + row * p.out;
+      run(slab);
+    }
+    return;
+  }
   const R* x;
   if constexpr (std::is_same_v<X, R>) {
     x = p.x;

@@ -103,6 +103,7 @@ struct TiedEmbedding : torch::autograd::Function<TiedEmbedding> {
                                                 const torch::Tensor& ids) {
     context->save_for_backward({ids});
     context->saved_data["vocab"] = weight.size(0);
+    context->set_materialize_grads(false);
     return {torch::embedding(weight, ids), weight.view_as(weight)};
   }
 
@@ -164,8 +165,8 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::hidden(const torch::Tensor& ids, 
   return backbone(torch::embedding(embedding_, ids), state, sequence);
 }
 
-torch::Tensor MambaLMImpl::logits(const torch::Tensor& hidden) {
-  return nn::linear(hidden, head()).narrow(-1, 0, options_.vocab_size);
+torch::Tensor MambaLMImpl::logits(const torch::Tensor& hidden, bool independent) {
+  return nn::linear(hidden, head(), {}, {.independent = independent}).narrow(-1, 0, options_.vocab_size);
 }
 
 std::pair<torch::Tensor, LMState> MambaLMImpl::forward(const torch::Tensor& ids, const LMState& state,

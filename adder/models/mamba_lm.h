@@ -45,8 +45,8 @@ class MambaLMImpl : public torch::nn::Module {
   // ids (B, L) int64 in [0, vocab_size), to the final norm's output (B, L, d_model) and the state after.
   std::pair<torch::Tensor, LMState> hidden(const torch::Tensor& ids, const LMState& state = {},
                                            const nn::SequenceInfo& sequence = {});
-  // (..., d_model) to logits (..., vocab_size).
-  torch::Tensor logits(const torch::Tensor& hidden);
+  // (..., d_model) to logits (..., vocab_size). independent, as in SequenceInfo: (S, d_model), a row of each sequence.
+  torch::Tensor logits(const torch::Tensor& hidden, bool independent = false);
   // ids (B, L) to logits (B, L, vocab_size) and the state after.
   std::pair<torch::Tensor, LMState> forward(const torch::Tensor& ids, const LMState& state = {},
                                             const nn::SequenceInfo& sequence = {});

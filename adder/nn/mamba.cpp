@@ -7,6 +7,7 @@
 #include "adder/core/error.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/causal_conv1d.h"
+#include "adder/ops/checks.h"
 #include "adder/ops/selective_scan.h"
 
 namespace adder::nn {
@@ -140,8 +141,12 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   ADDER_CHECK(x.dim() == 3 && x.size(2) == d_model_,
               "Mamba: x must have shape (B, L, d_model) with d_model = {}, got ({})", d_model_,
               fmt::join(x.sizes().vec(), ", "));
+  // Before the first product, which may go by them.
+  ops::check_sequences("Mamba", x, sequence.mask, sequence.cu_seqlens);
+  if (ops::present(sequence.cu_seqlens) && !x.is_meta())
+    ops::check_cu_seqlens_values("Mamba", *sequence.cu_seqlens, x.size(1));
   const auto optional = [](const torch::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-  const std::vector<torch::Tensor> halves = nn::linear(x, in_weight_, in_bias_, sequence.cu_seqlens).split(d_inner_, 2);
+  const std::vector<torch::Tensor> halves = nn::linear(x, in_weight_, in_bias_, sequence).split(d_inner_, 2);
 
   ops::CausalConv1dOptions conv;
   conv.activation = "silu";
@@ -157,11 +162,11 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
     if (rank_ > 0) sizes.push_back(rank_);
     if (options_.selective_B) sizes.push_back(values_);
     if (options_.selective_C) sizes.push_back(values_);
-    std::vector<torch::Tensor> parts = nn::linear(u, x_weight_, {}, sequence.cu_seqlens).split_with_sizes(sizes, 2);
+    std::vector<torch::Tensor> parts = nn::linear(u, x_weight_, {}, sequence).split_with_sizes(sizes, 2);
     if (options_.inner_norm == "rms")
       for (torch::Tensor& part : parts) part = without_mean_square(part, options_.inner_norm_eps);
     size_t next = 0;
-    if (rank_ > 0) delta = nn::linear(parts[next++], dt_weight_, {}, sequence.cu_seqlens);
+    if (rank_ > 0) delta = nn::linear(parts[next++], dt_weight_, {}, sequence);
     if (options_.selective_B) B = parts[next++].unsqueeze(2);
     if (options_.selective_C) C = parts[next++].unsqueeze(2);
   }
@@ -178,7 +183,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   scan.cu_seqlens = sequence.cu_seqlens;
   scan.reverse = sequence.reverse;
   const auto [y, ssm] = ops::selective_scan(u, delta, A(), B, C, scan);
-  return {nn::linear(y, out_weight_, out_bias_, sequence.cu_seqlens), {window, ssm}};
+  return {nn::linear(y, out_weight_, out_bias_, sequence), {window, ssm}};
 }
 
 }  // namespace adder::nn

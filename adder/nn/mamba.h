@@ -9,6 +9,7 @@
 
 #include "adder/core/options.h"
 #include "adder/nn/derived_tensor.h"
+#include "adder/nn/sequence.h"
 
 namespace adder::nn {
 
@@ -44,13 +45,6 @@ struct MambaState {
   torch::Tensor ssm;   // (S, D, N)
 
   MambaState detach() const;
-};
-
-// Which steps of a (B, L) batch belong together.
-struct SequenceInfo {
-  std::optional<torch::Tensor> mask = {};        // (B, L) bool: false steps are skipped
-  std::optional<torch::Tensor> cu_seqlens = {};  // (S + 1) int64 on the CPU, B = 1: packed sequences
-  bool reverse = false;
 };
 
 // The Mamba block: in_proj, causal convolution with SiLU, selective SSM gated by SiLU(z), out_proj. Parameters carry

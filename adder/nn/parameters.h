@@ -2,8 +2,9 @@
 
 #include <torch/nn/module.h>
 
-#include <optional>
 #include <string>
+
+#include "adder/nn/sequence.h"
 
 namespace adder::nn {
 
@@ -17,10 +18,9 @@ class ParametersImpl : public torch::nn::Module {
 // sqrt(5)).
 torch::Tensor uniform_fan_in(at::IntArrayRef sizes, int64_t fan_in);
 
-// y = x W^T + b in x's type; a weight of another type is cast. Without gradient on the CPU, a row's result depends on
-// nothing outside its own sequence where x is (S, I) or (S, 1, I), a step of S sequences, or (1, L, I) with the
-// cu_seqlens (S + 1) of packed ones.
+// y = x W^T + b in x's type; a weight of another type is cast. x (..., I); with sequence.independent (B, L, I), or
+// (S, I): a row of each sequence.
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias = {},
-                     const std::optional<torch::Tensor>& cu_seqlens = {});
+                     const SequenceInfo& sequence = {});
 
 }  // namespace adder::nn

@@ -41,9 +41,8 @@ AddNormForwardResult meta_forward(ADDER_ADD_NORM_ARGUMENTS) {
           at::empty_symint({layer ? rows : c10::SymInt(0)}, real)};
 }
 
-AddNormBackwardResult meta_backward(const at::Tensor&, const OptionalTensor&, const at::Tensor& residual_out,
-                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::string_view,
-                                    at::ScalarType x_dtype, bool need_dresidual, bool need_dbias) {
+AddNormBackwardResult meta_backward(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
+  check_add_norm_bwd(ADDER_ADD_NORM_BACKWARD_NAMES);
   const at::TensorOptions real = residual_out.options();
   const c10::SymIntArrayRef sizes = residual_out.sym_sizes();
   const c10::SymInt& width = sizes.back();
@@ -68,6 +67,38 @@ kernels::NormKind norm_kind_of(c10::string_view name) {
   if (name == "rms") return kernels::NormKind::kRms;
   if (name == "layer") return kernels::NormKind::kLayer;
   TORCH_CHECK_VALUE(false, kOp, ": kind must be \"rms\" or \"layer\", got \"", std::string(name), "\"");
+}
+
+void check_add_norm_bwd(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
+  (void)need_dresidual, (void)need_dbias;
+  const bool layer = norm_kind_of(kind) == kernels::NormKind::kLayer;
+  check_floating(kOp, "dy", dy);
+  TORCH_CHECK_VALUE(residual_out.dim() >= 1 && residual_out.sym_size(-1) >= 1, kOp,
+                    ": residual_out must have shape (..., D) with D at least 1, got ", residual_out.sym_sizes());
+  check_dtype(kOp, "residual_out", residual_out, accumulator_type(x_dtype));
+  const at::ScalarType real = residual_out.scalar_type();
+  c10::SymInt rows = 1;
+  for (int64_t i = 0; i + 1 < residual_out.dim(); ++i) rows *= residual_out.sym_size(i);
+  const auto same = [&](const char* name, const at::Tensor& t) {
+    TORCH_CHECK_VALUE(t.sym_sizes() == residual_out.sym_sizes(), kOp, ": ", name,
+                      " must have the shape of residual_out, ", residual_out.sym_sizes(), ", got ", t.sym_sizes());
+    check_device(kOp, name, t, residual_out, "residual_out");
+  };
+  same("dy", dy);
+  if (present(dresidual_out)) {
+    same("dresidual_out", *dresidual_out);
+    check_dtype(kOp, "dresidual_out", *dresidual_out, real);
+  }
+  const auto row_values = [&](const char* name, const at::Tensor& t) {
+    check_dtype(kOp, name, t, real);
+    check_shape(kOp, name, t, "(rows)", {rows});
+    check_device(kOp, name, t, residual_out, "residual_out");
+  };
+  row_values("rstd", rstd);
+  if (layer) row_values("mean", mean);
+  check_floating(kOp, "weight", weight);
+  check_shape(kOp, "weight", weight, "(D)", {residual_out.sym_size(-1)});
+  check_device(kOp, "weight", weight, residual_out, "residual_out");
 }
 
 void check_add_norm(ADDER_ADD_NORM_ARGUMENTS) {

@@ -57,6 +57,7 @@ AddNormForwardResult cpu_forward(ADDER_ADD_NORM_ARGUMENTS) {
 }
 
 AddNormBackwardResult cpu_backward(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
+  check_add_norm_bwd(ADDER_ADD_NORM_BACKWARD_NAMES);
   const at::ScalarType real = residual_out.scalar_type();
   const at::TensorOptions options = residual_out.options();
   const int64_t width = residual_out.size(-1), rows = residual_out.numel() / width;
@@ -67,6 +68,7 @@ AddNormBackwardResult cpu_backward(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
   const at::Tensor dy_rows = dy.contiguous(), residual_out_rows = residual_out.contiguous();
   const at::Tensor dresidual_out_rows = present(dresidual_out) ? dresidual_out->contiguous() : at::Tensor();
   const at::Tensor weight_row = weight.to(real).contiguous();
+  const at::Tensor rstd_rows = rstd.contiguous(), mean_rows = mean.contiguous();
   dispatch_pair(x_dtype, dy.scalar_type(), [&]<typename T, typename Out>() {
     using R = kernels::Accumulator<T>;
     kernels::AddNormBackward<T, Out> p;
@@ -76,8 +78,8 @@ AddNormBackwardResult cpu_backward(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
     p.dy = numbers<const Out>(dy_rows);
     if (dresidual_out_rows.defined()) p.dresidual_out = numbers<const R>(dresidual_out_rows);
     p.residual_out = numbers<const R>(residual_out_rows);
-    p.rstd = numbers<const R>(rstd);
-    if (p.kind == kernels::NormKind::kLayer) p.mean = numbers<const R>(mean);
+    p.rstd = numbers<const R>(rstd_rows);
+    if (p.kind == kernels::NormKind::kLayer) p.mean = numbers<const R>(mean_rows);
     p.weight = numbers<const R>(weight_row);
     p.dx = numbers<T>(dx);
     if (own_dresidual) p.dresidual = numbers<R>(dresidual);

@@ -35,6 +35,7 @@ using AddNormBackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at:
 AddNormBackwardResult add_norm_bwd(ADDER_ADD_NORM_BACKWARD_ARGUMENTS);
 
 void check_add_norm(ADDER_ADD_NORM_ARGUMENTS);
+void check_add_norm_bwd(ADDER_ADD_NORM_BACKWARD_ARGUMENTS);
 
 kernels::NormKind norm_kind_of(c10::string_view name);
 

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
 #include <torch/library.h>
 
 #include "adder/kernels/softmax_rows.h"
@@ -20,13 +21,19 @@ int64_t block_rows(int64_t rows, int64_t row_bytes) {
   return blocks == 0 ? 0 : (rows + blocks - 1) / blocks;
 }
 
-// logits = x weight^T. One product for each thread and part of the vocabulary: BLAS loses a sixth here with a product
-// of its own threads, since the parts of x and weight that it copies are shared.
+// logits = x weight^T, a product for each part of the vocabulary: BLAS loses a sixth here with threads of its own,
+// which share the copies it makes of x and weight.
 void logits_product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& logits) {
+  constexpr int64_t kPart = 2048;
   const int64_t vocab = weight.size(0);
-  at::parallel_for(0, vocab, /*grain_size=*/2048, [&](int64_t begin, int64_t end) {
-    at::Tensor part = logits.narrow(1, begin, end - begin);
-    at::mm_out(part, x, weight.narrow(0, begin, end - begin).t());
+  const at::ThreadLocalState state;  // the caller's inference mode and the like
+  at::parallel_for(0, (vocab + kPart - 1) / kPart, 1, [&](int64_t first, int64_t last) {
+    const at::ThreadLocalStateGuard guard(state);
+    for (int64_t begin = first * kPart; begin < std::min(vocab, last * kPart); begin += kPart) {
+      const int64_t size = std::min(kPart, vocab - begin);
+      at::Tensor part = logits.narrow(1, begin, size);
+      at::mm_out(part, x, weight.narrow(0, begin, size).t());
+    }
   });
 }
 

@@ -49,9 +49,9 @@ ScanForwardResult meta_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
           at::empty_symint({sequences, u.sym_size(2), A.sym_size(1)}, A.options()), border};
 }
 
-ScanBackwardResult meta_backward(const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                                 ADDER_SELECTIVE_SCAN_ARGUMENTS) {
-  check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES);
+ScanBackwardResult meta_backward(const at::Tensor& dy, const OptionalTensor& dfinal_state,
+                                 const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
+  check_selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES);
   const auto like = [](const at::Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   return {like(u),
           like(delta),
@@ -137,6 +137,22 @@ c10::SymInt check_selective_scan(ADDER_SELECTIVE_SCAN_ARGUMENTS) {
     check_shape(kOp, "initial_state", *initial_state, "(S, D, N)", {sequences, channels, state});
     check_device(kOp, "initial_state", *initial_state, u, "u");
   }
+  return sequences;
+}
+
+c10::SymInt check_selective_scan_bwd(const at::Tensor& dy, const OptionalTensor& dfinal_state,
+                                     const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
+  c10::SymInt sequences = check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES);
+  check_dtype(kOp, "dy", dy, u.scalar_type());
+  check_shape(kOp, "dy", dy, "(B, L, D)", {u.sym_size(0), u.sym_size(1), u.sym_size(2)});
+  check_device(kOp, "dy", dy, u, "u");
+  if (present(dfinal_state)) {
+    check_dtype(kOp, "dfinal_state", *dfinal_state, A.scalar_type());
+    check_shape(kOp, "dfinal_state", *dfinal_state, "(S, D, N)", {sequences, u.sym_size(2), A.sym_size(1)});
+    check_device(kOp, "dfinal_state", *dfinal_state, u, "u");
+  }
+  check_dtype(kOp, "border_states", border_states, accumulator_type(u.scalar_type()));
+  check_device(kOp, "border_states", border_states, u, "u");
   return sequences;
 }
 

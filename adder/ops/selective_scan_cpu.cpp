@@ -82,14 +82,9 @@ ScanForwardResult cpu_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
 
 ScanBackwardResult cpu_backward(const at::Tensor& dy, const OptionalTensor& dfinal_state,
                                 const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
-  const int64_t sequences = check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES).expect_int();
+  const int64_t sequences =
+      check_selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES).expect_int();
   if (present(cu_seqlens)) check_cu_seqlens_values("selective_scan", *cu_seqlens, u.size(1));
-  check_dtype("selective_scan", "dy", dy, u.scalar_type());
-  check_shape("selective_scan", "dy", dy, "(B, L, D)", {u.size(0), u.size(1), u.size(2)});
-  if (present(dfinal_state)) {
-    check_dtype("selective_scan", "dfinal_state", *dfinal_state, A.scalar_type());
-    check_shape("selective_scan", "dfinal_state", *dfinal_state, "(S, D, N)", {sequences, u.size(2), A.size(1)});
-  }
   const auto like = [](const at::Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const auto like_or_empty = [&](const OptionalTensor& t) {
     return present(t) ? like(*t) : at::empty({0}, u.options());
@@ -104,11 +99,10 @@ ScanBackwardResult cpu_backward(const at::Tensor& dy, const OptionalTensor& dfin
     static_cast<kernels::SelectiveScanInputs<T>&>(p) = call.inputs;
     const int64_t borders = kernels::selective_scan_border_size(sequences, u.size(1), present(cu_seqlens), p.channels,
                                                                 p.state, p.groups, p.complex);
-    TORCH_CHECK_VALUE(
-        border_states.numel() == borders && border_states.scalar_type() == accumulator_type(u.scalar_type()),
-        "selective_scan: border_states must be the forward pass's ", borders, " values, got ", border_states.numel(),
-        " of ", border_states.scalar_type());
-    p.border_states = numbers<const R>(border_states);
+    TORCH_CHECK_VALUE(border_states.numel() == borders, "selective_scan: border_states must be the forward pass's ",
+                      borders, " values, got ", border_states.numel());
+    const at::Tensor border = border_states.contiguous();
+    p.border_states = numbers<const R>(border);
     p.dy = view3<const T>(dy);
     at::Tensor dfinal;
     if (present(dfinal_state)) {

@@ -36,6 +36,9 @@ ScanBackwardResult selective_scan_bwd(const at::Tensor& dy, const OptionalTensor
 
 // Everything that can be said of the arguments without reading their values; returns S.
 c10::SymInt check_selective_scan(ADDER_SELECTIVE_SCAN_ARGUMENTS);
+// The same with those of the backward pass; the number of border_states is the kernel's to check.
+c10::SymInt check_selective_scan_bwd(const at::Tensor& dy, const OptionalTensor& dfinal_state,
+                                     const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS);
 
 kernels::Discretization discretization_of(c10::string_view name);
 

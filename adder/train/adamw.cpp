@@ -12,10 +12,10 @@
 namespace adder::train {
 
 bool is_decayed(const std::string& name) {
-  for (const char* end :
-       {"A_log", "A_imag", ".D", ".B", ".C", "bias", "norm.weight", "norm_f.weight", "embedding.weight"})
+  for (const char* end : {"A_log", "A_imag", "bias", "norm.weight", "norm_f.weight", "embedding.weight"})
     if (name.ends_with(end)) return false;
-  return true;
+  const std::string last = name.substr(name.rfind('.') + 1);  // of a whole name too, as a block alone has them
+  return last != "D" && last != "B" && last != "C";
 }
 
 AdamW::AdamW(const torch::nn::Module& model, const OptimizerOptions& options) : options_(options) {
@@ -41,7 +41,8 @@ double AdamW::gradient_norm() const {
   for (const Group& group : groups_)
     for (const torch::Tensor& parameter : group.parameters) {
       if (!parameter.grad().defined()) continue;
-      const torch::Tensor grad = parameter.grad().contiguous();
+      torch::Tensor grad = parameter.grad().contiguous();
+      if (grad.scalar_type() != torch::kDouble) grad = grad.to(torch::kFloat);
       sum += grad.scalar_type() == torch::kDouble
                  ? kernels::cpu::sum_of_squares(grad.const_data_ptr<double>(), grad.numel())
                  : kernels::cpu::sum_of_squares(grad.const_data_ptr<float>(), grad.numel());

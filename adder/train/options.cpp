@@ -69,7 +69,10 @@ MemoryEstimate estimate_memory(const RunConfig& config, int64_t parameter_count,
   const int64_t kept = m.d_model * (4 + activation) + inner * 5 * activation + (rank + 2 * values) * activation +
                        inner * values * 4 / kernels::kScanChunk;
   const int64_t logits = std::min<int64_t>(tokens * m.padded_vocab() * 4, int64_t{64} << 20);
-  return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept * m.n_layer, logits};
+  // In bfloat16 each matrix is cast for its product, and the copy is kept for the gradient.
+  const int64_t casts = activation == 2 ? parameter_count * 2 : 0;
+  return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept * m.n_layer + casts, logits,
+          parameter_count * 12};
 }
 
 }  // namespace adder::train

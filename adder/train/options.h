@@ -59,7 +59,8 @@ double learning_rate(const OptimizerOptions& options, int64_t step, int64_t step
 // What `adder train --dry-run` tells: an estimate of the largest memory in bytes, by part.
 struct MemoryEstimate {
   int64_t parameters, gradients, optimizer, activations, logits;
-  int64_t total() const { return parameters + gradients + optimizer + activations + logits; }
+  int64_t checkpoint;  // the copy that is written while training goes on
+  int64_t total() const { return parameters + gradients + optimizer + activations + logits + checkpoint; }
 };
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t parameter_count, int64_t row_length);
 

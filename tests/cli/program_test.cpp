@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "adder/core/options_io.h"
+#include "adder/data/token_file.h"
 #include "adder/train/options.h"
 #include "tests/cli/program_runner.h"
 
@@ -56,10 +57,15 @@ checkpoint_every = 7
                                 (folder_ / "text.txt").string() + more);
     ASSERT_EQ(trained.code, 0) << trained.output;
   }
-  static bool has_checkpoint(const fs::path& folder) {
-    if (!fs::exists(folder)) return false;
-    return std::any_of(fs::directory_iterator(folder), fs::directory_iterator(),
-                       [](const auto& entry) { return entry.path().filename().string().starts_with("step-"); });
+  // The step of the newest, 0 where there is none.
+  static int64_t last_checkpoint(const fs::path& folder) {
+    int64_t last = 0;
+    std::error_code error;  // of a folder that changes meanwhile
+    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      const std::string name = it->path().filename().string();
+      if (name.starts_with("step-")) last = std::max<int64_t>(last, std::stoll(name.substr(5)));
+    }
+    return last;
   }
 
   fs::path folder_;
@@ -83,32 +89,41 @@ TEST_F(Program, TrainsEvaluatesAndPlots) {
   EXPECT_EQ(contents(out("plot.png")).substr(1, 3), "PNG");
 }
 
-// Killed at ten random moments, the first after a checkpoint, and resumed each time: the same weights, to the bit, as
-// those of a run that was left alone.
+// Killed at ten random moments, each after more checkpoints than the last, and resumed each time: the same weights, to
+// the bit, as those of a run that was left alone.
 TEST_F(Program, KilledRunsEndBitEqual) {
-  ASSERT_EQ(run(train("calm") + " --set train.steps=400").code, 0);
+  constexpr int64_t kSteps = 3000;
+  const std::string steps = "train.steps=" + std::to_string(kSteps);
+  ASSERT_EQ(run(train("calm") + " --set train.eval_every=0 --set " + steps).code, 0);
   std::mt19937 random(std::random_device{}());
-  for (int kills = 0; kills < 10; ++kills) {
+  int64_t reached = 0;
+  for (int kill = 0; kill < 10; ++kill) {
     const pid_t child = ::fork();
     if (child == 0) {
       silence(stderr);
       silence(stdout);
       const std::string set = "train.out=" + out("killed");
-      ::execl(kProgram, kProgram, "train", config().c_str(), "--resume", "--set", set.c_str(), "--set",
-              "train.steps=400", nullptr);
+      ::execl(kProgram, kProgram, "train", config().c_str(), "--resume", "--set", set.c_str(), "--set", steps.c_str(),
+              "--set", "train.eval_every=0", nullptr);
       ::_exit(127);
     }
-    for (int i = 0; kills == 0 && i < 600 && !has_checkpoint(out("killed")); ++i)
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    std::this_thread::sleep_for(std::chrono::milliseconds(kills == 0 ? 0 : 200 + random() % 900));
+    const int64_t wanted = reached + 7 * (1 + static_cast<int64_t>(random() % 8));
+    for (int i = 0; i < 60000 && last_checkpoint(out("killed")) < wanted; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 10000));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the run had ended before kill " << kill;
+    const int64_t now = last_checkpoint(out("killed"));
+    EXPECT_GT(now, reached);
+    reached = now;
   }
-  const Outcome last = run(train("killed") + " --resume --set train.steps=400");
+  EXPECT_LT(reached, kSteps);
+  const Outcome last = run(train("killed") + " --resume --set train.eval_every=0 --set " + steps);
   ASSERT_EQ(last.code, 0) << last.output;
   EXPECT_THAT(last.output, HasSubstr("resuming from " + out("killed") + "/step-"));
-  EXPECT_EQ(last_weights("calm", "step-00000400"), last_weights("killed", "step-00000400"));
+  EXPECT_EQ(last_weights("calm", "step-00003000"), last_weights("killed", "step-00003000"));
 }
 
 TEST_F(Program, InterruptSavesAndLeaves) {
@@ -150,6 +165,29 @@ TEST_F(Program, TwoRunsInOneFolderAreRefused) {
   ::waitpid(child, &status, 0);
   EXPECT_EQ(second.code, 1);
   EXPECT_THAT(second.output, HasSubstr("in use by another run"));
+}
+
+// Documents of a token file, with the state carried from window to window and beginning anew at each document.
+TEST_F(Program, TrainsOnATokenFile) {
+  const std::string tokens = out("tokens.bin");
+  data::write_token_file(tokens, 8, [](data::TokenWriter& writer) {
+    for (int64_t document = 0; document < 60; ++document) {
+      writer.begin_document();
+      for (int64_t i = 0; i < 20 + document % 7; ++i) writer.append(std::vector<int64_t>{(i + document) % 8});
+    }
+  });
+  for (const char* windows : {"random", "carried"}) {
+    const Outcome trained =
+        run(train(windows) + " --set task.name=language_model --set task.language_model.token_file=" + tokens +
+            " --set task.language_model.length=16 --set task.language_model.reset_at_documents=true"
+            " --set train.steps=120 --set task.language_model.windows=" +
+            windows);
+    ASSERT_EQ(trained.code, 0) << trained.output;
+    const Outcome evaluated = run("eval " + out(windows) + " --json");
+    ASSERT_EQ(evaluated.code, 0) << evaluated.output;
+    // Each token follows from the one before it, all but the first of a document: 8 are equally likely at first.
+    EXPECT_LT(nlohmann::json::parse(evaluated.output)["loss"].get<double>(), 1.5) << windows;
+  }
 }
 
 TEST_F(Program, DryRunTellsAndLeavesNothing) {

@@ -89,12 +89,21 @@ TEST(DecodeSession, ARowsBitsDoNotDependOnItsBatch) {
   auto narrow = tiny_model();
   narrow->cast_weights(torch::kBFloat16);
   expect_bits_alone(narrow);
-  models::MambaLMOptions options;
-  options.d_model = 200;
-  options.n_layer = 2;
-  options.vocab_size = 500;
-  torch::manual_seed(5);
-  expect_bits_alone(models::MambaLM(options));
+  auto frozen = tiny_model();
+  for (torch::Tensor& parameter : frozen->parameters()) parameter.set_requires_grad(false);
+  expect_bits_alone(frozen);
+  frozen->set_activation_type(torch::kBFloat16);  // each matrix is cast on use
+  expect_bits_alone(frozen);
+  for (const bool changed : {false, true}) {
+    models::MambaLMOptions options;
+    options.d_model = changed ? 33 : 200;
+    options.n_layer = 2;
+    options.vocab_size = 500;
+    options.mixer.bias = options.mixer.complex = changed;
+    options.mixer.inner_norm = changed ? "rms" : "none";
+    torch::manual_seed(5);
+    expect_bits_alone(models::MambaLM(options));
+  }
 }
 
 TEST(DecodeSession, PiecesOfAnySizeGiveTheSame) {

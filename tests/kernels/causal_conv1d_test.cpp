@@ -12,6 +12,9 @@ namespace {
 TEST(CausalConv1d, LengthsAndWidths) {
   for (const int64_t length : {0, 1, 2, 3, 63, 64, 65, 129})
     for (const int64_t width : {1, 2, 3, 4, 5, 6, 9}) compare_all({.name = "base", .length = length, .width = width});
+  for (const int64_t length : {127, 128, 2047, 2048, 2049})
+    for (const int64_t width : {2, 4})
+      compare_all({.name = "few channels", .length = length, .channels = 3, .width = width});
 }
 
 TEST(CausalConv1d, OneThingChanged) {

@@ -245,5 +245,26 @@ TEST(MambaErrors, NameTheRule) {
               ThrowsMessage<Error>(HasSubstr("x must have shape (B, L, d_model) with d_model = 8, got (2, 3, 9)")));
 }
 
+TEST(MambaForward, BrokenOffsetsAreRefusedInEveryMode) {
+  Mamba block(8, MambaOptions());
+  const Tensor x = torch::randn({1, 10, 8});
+  for (const bool gradient : {true, false})
+    for (const bool independent : {true, false}) {
+      const torch::AutoGradMode mode(gradient);
+      const auto message = [&](const Tensor& offsets) {
+        try {
+          block->forward(x, {}, {.cu_seqlens = offsets, .independent = independent});
+        } catch (const c10::ValueError& error) {
+          return std::string(error.what_without_backtrace());
+        }
+        return std::string("no error");
+      };
+      EXPECT_EQ(message(torch::tensor({0, 3, 10}, torch::kLong)), "no error");
+      EXPECT_THAT(message(torch::tensor({0, 3, 7}, torch::kLong)), testing::HasSubstr("L = 10"));
+      EXPECT_THAT(message(torch::tensor({0, 7, 3, 10}, torch::kLong)), testing::HasSubstr("cu_seqlens"));
+      EXPECT_THAT(message(torch::tensor({0, 10}, torch::kInt)), testing::HasSubstr("cu_seqlens must have dtype"));
+    }
+}
+
 }  // namespace
 }  // namespace adder::tests

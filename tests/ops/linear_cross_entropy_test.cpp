@@ -104,6 +104,17 @@ TEST(LinearCrossEntropyOp, AKnownValue) {
   EXPECT_FALSE(loss.requires_grad());
 }
 
+// A vocabulary of several parts, on threads that have to see the mode of their caller.
+TEST(LinearCrossEntropyOp, InferenceMode) {
+  const at::Tensor x = at::randn({6, 8}), weight = at::randn({5000, 8}).requires_grad_();
+  const at::Tensor target = at::randint(5000, {6}, at::kLong);
+  const at::Tensor expected = std::get<0>(ops::linear_cross_entropy(x, weight, target)).detach();
+  const c10::InferenceMode inference;
+  const at::Tensor loss = std::get<0>(ops::linear_cross_entropy(x.clone(), weight, target));
+  EXPECT_TRUE(at::equal(loss, expected));
+  EXPECT_FALSE(loss.requires_grad());
+}
+
 TEST(LinearCrossEntropyOp, GradientTwiceFromOneGraph) {
   const at::Tensor x = at::randn({4, 3}).requires_grad_(), weight = at::randn({5, 3}).requires_grad_();
   const at::Tensor loss = std::get<0>(ops::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong)));

@@ -35,3 +35,41 @@ assert y.shape == (1, 3, 2) and state.shape == (1, 2, 4)
 assert not torch.cuda.is_initialized()
 """
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_backward_operators_check_their_arguments():
+    """They are called with what the forward pass kept; from Python anything can come."""
+    u = torch.randn(2, 5, 3)
+    A, B = -torch.rand(3, 4), torch.randn(2, 5, 1, 4)
+    y, state, border = torch.ops.adder._selective_scan_fwd(u, u, A, B, B, save=True)
+    scan = lambda dy, dfinal, border: torch.ops.adder._selective_scan_bwd(dy, dfinal, border, u, u, A, B, B)
+    assert scan(y, state, border)[0].shape == u.shape
+    for arguments, name in (((y[:, 1:], state, border), "dy"), ((y.double(), state, border), "dy"),
+                            ((y, state[1:], border), "dfinal_state"), ((y, state.double(), border), "dfinal_state"),
+                            ((y, state, border[1:]), "border_states"), ((y, state, border.double()), "border_states"),
+                            ((y.to("meta"), state, border), "dy"), ((y, state, border.to("meta")), "border_states")):
+        with pytest.raises(ValueError, match=f"selective_scan: {name} must"):
+            scan(*arguments)
+
+    weight = torch.randn(3, 4)
+    y, window = torch.ops.adder.causal_conv1d(u, weight)
+    conv = lambda dy, dfinal: torch.ops.adder._causal_conv1d_bwd(dy, dfinal, u, weight)
+    assert conv(y, window)[0].shape == u.shape
+    for arguments in ((y[:, 1:], window), (y.double(), window)):
+        with pytest.raises(ValueError, match="causal_conv1d: dy must"):
+            conv(*arguments)
+    with pytest.raises(ValueError, match="causal_conv1d: dfinal_window must"):
+        conv(y, window[1:])
+
+    x, weight = torch.randn(2, 5, 8), torch.randn(8)
+    y, residual, rstd, mean = torch.ops.adder._add_norm_fwd(x, None, weight, None, kind="layer")
+    good = dict(dy=y, dresidual_out=residual, residual_out=residual, weight=weight, rstd=rstd, mean=mean, kind="layer",
+                x_dtype=torch.float32, need_dresidual=True, need_dbias=True)
+    norm = lambda **change: torch.ops.adder._add_norm_bwd(**{**good, **change})
+    assert norm()[0].shape == x.shape
+    for name, value in (("dy", y[1:]), ("dresidual_out", residual[1:]), ("dresidual_out", residual.double()),
+                        ("rstd", rstd[1:]), ("rstd", rstd.double()), ("mean", mean[1:]), ("mean", mean.double()),
+                        ("weight", weight[1:]), ("residual_out", residual.double()), ("residual_out", residual[..., :0]),
+                        ("dy", y.to("meta"))):
+        with pytest.raises(ValueError, match=f"add_norm: {name} must"):
+            norm(**{name: value})

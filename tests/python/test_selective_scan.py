@@ -74,6 +74,26 @@ def test_gradcheck_zoh_near_zero(complex, scale):
     gradcheck(scan, make(complex=complex, discretization="zoh", softplus=False, bias=False, delta_scale=scale))
 
 
+@pytest.mark.parametrize("discretization", ("euler", "zoh"))
+@pytest.mark.parametrize("complex", (False, True))
+@pytest.mark.parametrize("shape", ((1, 1, 1), (1, 1, 4), (1, 5, 1)))
+def test_gradcheck_broadcast_delta(complex, discretization, shape):
+    arguments = make(complex=complex, discretization=discretization)
+    arguments["delta"] = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def broadcast(delta, **rest):
+        return scan(delta=delta.expand(rest["u"].shape), **rest)
+
+    gradcheck(broadcast, arguments)
+
+
+@pytest.mark.parametrize("name", ("mask", "packed", "reverse", "B", "C"))
+@pytest.mark.parametrize("scale", (1e-4, 1e-8))
+def test_gradcheck_zoh_near_zero_with(name, scale):
+    change = {name: "constant" if name in "BC" else True}
+    gradcheck(scan, make(**change, discretization="zoh", softplus=False, bias=False, delta_scale=scale))
+
+
 @pytest.mark.parametrize("complex", (False, True))
 def test_zoh_at_zero_delta_is_exact(complex):
     arguments = make(complex=complex, discretization="zoh", softplus=False, bias=False)

@@ -180,7 +180,11 @@ TEST_F(LanguageModelTask, DocumentsResetTheState) {
   EXPECT_EQ(packed.state.layers[0].ssm.size(0), 3);
   // Going on from a state: a row without a document start sees it, one that begins with a document does not.
   const auto again = tasks::batch_loss(*lm, batch, packed.state);
-  EXPECT_FALSE(torch::allclose(again.each, packed.each, 1e-4, 1e-4));
+  for (int64_t row = 0; row < 3; ++row) {
+    const auto of_row = [&](const torch::Tensor& t) { return t.slice(0, row * 32, row * 32 + 32); };
+    EXPECT_EQ(torch::allclose(of_row(again.each), of_row(packed.each), 1e-4, 1e-4), batch.starts[row][0].item<bool>())
+        << row;
+  }
 }
 
 TEST_F(LanguageModelTask, BadInput) {

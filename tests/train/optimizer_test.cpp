@@ -24,6 +24,8 @@ TEST(AdamWGroups, DecayPullsAtMatricesOnly) {
                         name.find("conv1d.weight") != std::string::npos || name == "lm_head.weight";
     EXPECT_EQ(train::is_decayed(name), matrix) << name;
   }
+  for (const auto& p : nn::Mamba(16, options.mixer)->named_parameters())  // a block alone, with bare names
+    EXPECT_EQ(train::is_decayed(p.key()), p.key().ends_with("weight")) << p.key();
 }
 
 TEST(AdamWSteps, MatchTorchsOwn) {
