@@ -146,7 +146,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   if (ops::present(sequence.cu_seqlens) && !x.is_meta())
     ops::check_cu_seqlens_values("Mamba", *sequence.cu_seqlens, x.size(1));
   const auto optional = [](const torch::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-  const std::vector<torch::Tensor> halves = nn::linear(x, in_weight_, in_bias_, sequence).split(d_inner_, 2);
+  const auto [inner, gate] = nn::linear_halves(x, in_weight_, in_bias_, sequence);
 
   ops::CausalConv1dOptions conv;
   conv.activation = "silu";
@@ -154,7 +154,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   conv.mask = sequence.mask;
   conv.cu_seqlens = sequence.cu_seqlens;
   conv.reverse = sequence.reverse;
-  const auto [u, window] = ops::causal_conv1d(halves[0], conv_weight_.squeeze(1), optional(conv_bias_), conv);
+  const auto [u, window] = ops::causal_conv1d(inner, conv_weight_.squeeze(1), optional(conv_bias_), conv);
 
   torch::Tensor delta, B = B_.defined() ? constant(B_) : B_, C = C_.defined() ? constant(C_) : C_;
   if (x_weight_.defined()) {
@@ -174,7 +174,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
 
   ops::SelectiveScanOptions scan;
   scan.D = D_;
-  scan.z = halves[1];
+  scan.z = gate;
   scan.delta_bias = dt_bias_;
   scan.delta_softplus = true;
   scan.discretization = options_.discretization;

@@ -41,4 +41,49 @@ torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const 
   return ops::linear(x, w, b);
 }
 
+namespace {
+
+// x W^T as two products with half of W each, whose gradients come in two halves as well: they are never put together.
+struct LinearHalves : torch::autograd::Function<LinearHalves> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                                                const torch::Tensor& weight) {
+    context->save_for_backward({x, weight});
+    const std::vector<torch::Tensor> halves = weight.chunk(2);
+    return {at::linear(x, halves[0]), at::linear(x, halves[1])};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    const torch::Tensor rows = saved[0].flatten(0, -2), &weight = saved[1];
+    const torch::Tensor first = grads[0].flatten(0, -2), second = grads[1].flatten(0, -2);
+    if (torch::GradMode::is_enabled()) {  // to be differentiated again
+      const torch::Tensor both = torch::cat({first, second}, 1);
+      return {at::mm(both, weight).reshape(saved[0].sizes()), at::mm(both.t(), rows)};
+    }
+    const std::vector<torch::Tensor> halves = weight.chunk(2);
+    torch::Tensor dx, dweight;
+    if (context->needs_input_grad(0)) dx = at::mm(first, halves[0]).addmm_(second, halves[1]).reshape(saved[0].sizes());
+    if (context->needs_input_grad(1)) {
+      dweight = torch::empty_like(weight);
+      std::vector<torch::Tensor> parts = dweight.chunk(2);
+      at::mm_out(parts[0], first.t(), rows);
+      at::mm_out(parts[1], second.t(), rows);
+    }
+    return {dx, dweight};
+  }
+};
+
+}  // namespace
+
+std::pair<torch::Tensor, torch::Tensor> linear_halves(const torch::Tensor& x, const torch::Tensor& weight,
+                                                      const torch::Tensor& bias, const SequenceInfo& sequence) {
+  if (torch::GradMode::is_enabled() && !bias.defined()) {
+    const torch::autograd::variable_list halves = LinearHalves::apply(x, weight.to(x.scalar_type()));
+    return {halves[0], halves[1]};
+  }
+  const std::vector<torch::Tensor> halves = linear(x, weight, bias, sequence).chunk(2, -1);
+  return {halves[0], halves[1]};
+}
+
 }  // namespace adder::nn

@@ -3,6 +3,7 @@
 #include <torch/nn/module.h>
 
 #include <string>
+#include <utility>
 
 #include "adder/nn/sequence.h"
 
@@ -22,5 +23,10 @@ torch::Tensor uniform_fan_in(at::IntArrayRef sizes, int64_t fan_in);
 // (S, I): a row of each sequence.
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias = {},
                      const SequenceInfo& sequence = {});
+
+// The two halves of linear()'s result.
+std::pair<torch::Tensor, torch::Tensor> linear_halves(const torch::Tensor& x, const torch::Tensor& weight,
+                                                      const torch::Tensor& bias = {},
+                                                      const SequenceInfo& sequence = {});
 
 }  // namespace adder::nn
