@@ -61,9 +61,9 @@ Sidecar read_sidecar(const fs::path& path) {
   const core::MappedFile file(path);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   const nlohmann::ordered_json json = core::parse_json(text, path.string());
-  ADDER_CHECK(json.is_object() && json.value("format", nlohmann::ordered_json()) == kFormat,
-              "{}: 'format' must be \"{}\", got {}", path.string(), kFormat,
-              json.is_object() ? json.value("format", nlohmann::ordered_json()).dump() : json.type_name());
+  const auto format = json.is_object() ? json.value("format", nlohmann::ordered_json()) : nlohmann::ordered_json();
+  ADDER_CHECK(format == kFormat, "{}: 'format' must be \"{}\", got {}", path.string(), kFormat,
+              json.is_object() ? format.dump() : json.type_name());
   const int64_t version = whole_number(json, "version", 1, INT64_MAX, path);
   ADDER_CHECK(version == kVersion, "{}: version {} was written by a newer program, this one reads version {}",
               path.string(), version, kVersion);

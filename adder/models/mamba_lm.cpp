@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "adder/core/error.h"
+#include "adder/nn/linear.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/linear_cross_entropy.h"
 
@@ -29,7 +30,7 @@ int64_t MambaLMOptions::padded_vocab() const {
 }
 
 // In double, which is exact for any model that fits into a machine and does not overflow for the others.
-int64_t parameter_count(const models::MambaLMOptions& options) {
+int64_t parameter_count(const MambaLMOptions& options) {
   const nn::MambaOptions& mixer = options.mixer;
   nn::MambaOptions smallest = mixer;
   smallest.expand = smallest.d_state = smallest.d_conv = 1;

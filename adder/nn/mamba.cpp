@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "adder/core/error.h"
+#include "adder/nn/linear.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/causal_conv1d.h"
 #include "adder/ops/checks.h"
@@ -141,10 +142,10 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   ADDER_CHECK(x.dim() == 3 && x.size(2) == d_model_,
               "Mamba: x must have shape (B, L, d_model) with d_model = {}, got ({})", d_model_,
               fmt::join(x.sizes().vec(), ", "));
-  // Before the first product, which may go by them.
-  ops::check_sequences("Mamba", x, sequence.mask, sequence.cu_seqlens);
-  if (ops::present(sequence.cu_seqlens) && !x.is_meta())
-    ops::check_cu_seqlens_values("Mamba", *sequence.cu_seqlens, x.size(1));
+  if (sequence.independent) {  // the first product goes by the offsets, before any operator has checked them
+    ops::check_sequences("Mamba", x, sequence.mask, sequence.cu_seqlens);
+    if (ops::present(sequence.cu_seqlens)) ops::check_cu_seqlens_values("Mamba", *sequence.cu_seqlens, x.size(1));
+  }
   const auto optional = [](const torch::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
   const auto [inner, gate] = nn::linear_halves(x, in_weight_, in_bias_, sequence);
 

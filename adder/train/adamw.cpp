@@ -41,11 +41,10 @@ double AdamW::gradient_norm() const {
   for (const Group& group : groups_)
     for (const torch::Tensor& parameter : group.parameters) {
       if (!parameter.grad().defined()) continue;
-      torch::Tensor grad = parameter.grad().contiguous();
-      if (grad.scalar_type() != torch::kDouble) grad = grad.to(torch::kFloat);
-      sum += grad.scalar_type() == torch::kDouble
-                 ? kernels::cpu::sum_of_squares(grad.const_data_ptr<double>(), grad.numel())
-                 : kernels::cpu::sum_of_squares(grad.const_data_ptr<float>(), grad.numel());
+      const bool wide = parameter.grad().scalar_type() == torch::kDouble;
+      const torch::Tensor grad = parameter.grad().to(wide ? torch::kDouble : torch::kFloat).contiguous();
+      sum += wide ? kernels::cpu::sum_of_squares(grad.const_data_ptr<double>(), grad.numel())
+                  : kernels::cpu::sum_of_squares(grad.const_data_ptr<float>(), grad.numel());
     }
   return std::sqrt(sum);
 }

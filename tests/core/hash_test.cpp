@@ -5,8 +5,6 @@
 #include <string>
 #include <string_view>
 
-#include "adder/core/error.h"
-
 namespace adder::core {
 namespace {
 
