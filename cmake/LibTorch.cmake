@@ -14,6 +14,11 @@ add_library(adder_torch INTERFACE)
 target_compile_options(adder_torch INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:SHELL:-idirafter ${torch_folder}/include -idirafter ${torch_folder}/include/torch/csrc/api/include>)
 target_link_libraries(adder_torch INTERFACE ${ADDER_TORCH_LIB}/libtorch_cpu.so ${ADDER_TORCH_LIB}/libc10.so)
+if(ADDER_CUDA)
+  # Its operators register themselves when it is loaded; a linker that drops what nothing calls would lose them.
+  target_link_libraries(adder_torch INTERFACE
+    -Wl,--no-as-needed ${ADDER_TORCH_LIB}/libtorch_cuda.so ${ADDER_TORCH_LIB}/libc10_cuda.so -Wl,--as-needed adder_cuda)
+endif()
 list(APPEND CMAKE_BUILD_RPATH ${ADDER_TORCH_LIB})
 # The wheel's own CUDA runtime and the like lie beside torch; its libraries find them through their own rpath.
 target_link_options(adder_torch INTERFACE -Wl,--allow-shlib-undefined)

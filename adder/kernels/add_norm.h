@@ -58,10 +58,9 @@ struct NormBlocks {
       : rows(std::max<int64_t>(16, (all_rows + 63) / 64)), count((all_rows + rows - 1) / rows) {}
 };
 
+namespace cpu {
 template <typename T, typename Out>
 int64_t add_norm_backward_workspace_bytes(const AddNormBackward<T, Out>& params);
-
-namespace cpu {
 // (T, Out): any pair of float, bfloat16 and float16, or double twice.
 template <typename T, typename Out>
 void add_norm_forward(const AddNormForward<T, Out>& params);

@@ -171,12 +171,12 @@ namespace adder::kernels {
 #define ADDER_NORM_PAIR(T, Out)                                                 \
   HWY_EXPORT(forward_##T##_##Out);                                              \
   HWY_EXPORT(backward_##T##_##Out);                                             \
+  namespace cpu {                                                               \
   template <>                                                                   \
   int64_t add_norm_backward_workspace_bytes(const AddNormBackward<T, Out>& p) { \
     return NormBlocks(p.rows).count * p.width * (p.dbias != nullptr ? 2 : 1) *  \
            static_cast<int64_t>(sizeof(Accumulator<T>));                        \
   }                                                                             \
-  namespace cpu {                                                               \
   template <>                                                                   \
   void add_norm_forward(const AddNormForward<T, Out>& p) {                      \
     HWY_DYNAMIC_DISPATCH(forward_##T##_##Out)(p);                               \

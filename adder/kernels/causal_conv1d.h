@@ -52,10 +52,9 @@ struct CausalConv1dBackward : CausalConv1dInputs<T> {
   void* workspace = nullptr;         // causal_conv1d_backward_workspace_bytes(), aligned to 64 bytes
 };
 
+namespace cpu {
 template <typename T>
 int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs<T>& inputs);
-
-namespace cpu {
 template <typename T>
 void causal_conv1d_forward(const CausalConv1dForward<T>& params);
 template <typename T>

@@ -312,6 +312,7 @@ HWY_EXPORT(conv_backward_f64);
 HWY_EXPORT(conv_backward_bf16);
 HWY_EXPORT(conv_backward_f16);
 
+namespace cpu {
 template <typename T>
 int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs<T>& p) {
   const ConvPlan plan(p.layout, p.channels, p.width);
@@ -322,7 +323,6 @@ template int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs
 template int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs<bfloat16>&);
 template int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs<float16>&);
 
-namespace cpu {
 template <>
 void causal_conv1d_backward(const CausalConv1dBackward<float>& p) {
   HWY_DYNAMIC_DISPATCH(conv_backward_f32)(p);

@@ -92,10 +92,9 @@ Int selective_scan_border_size(const Int& sequences, const Int& length, bool pac
   return chunks * units * state * ((complex ? 2 : 1) * kScanUnit);
 }
 
+namespace cpu {
 template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs);
-
-namespace cpu {
 template <typename T>
 void selective_scan_forward(const SelectiveScanForward<T>& params);
 template <typename T>

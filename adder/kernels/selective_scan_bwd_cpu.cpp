@@ -313,6 +313,7 @@ HWY_EXPORT(scan_backward_f64);
 HWY_EXPORT(scan_backward_bf16);
 HWY_EXPORT(scan_backward_f16);
 
+namespace cpu {
 template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& p) {
   const ScanPlan plan(p.layout, p.channels, p.state, p.groups, p.complex);
@@ -323,7 +324,6 @@ template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInpu
 template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<bfloat16>&);
 template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<float16>&);
 
-namespace cpu {
 template <>
 void selective_scan_backward(const SelectiveScanBackward<float>& p) {
   HWY_DYNAMIC_DISPATCH(scan_backward_f32)(p);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adder/kernels/dtype.h"
+#include "tests/kernels/device.h"
 #include "tests/tolerances.h"
 
 // What the tests of row kernels share: values, and how results are compared.
@@ -16,34 +17,34 @@ namespace adder::tests {
 
 // Normal values, rounded to T.
 template <typename T>
-std::vector<T> normal_values(int64_t count, double scale, uint64_t seed) {
+Buffer<T> normal_values(int64_t count, double scale, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<double> normal(0, scale);
-  std::vector<T> values(count);
+  Buffer<T> values(count);
   for (T& x : values) x = kernels::from_float<T>(static_cast<kernels::Accumulator<T>>(normal(random)));
   return values;
 }
 
 template <typename T>
-std::vector<T> nan_values(int64_t count) {
-  return std::vector<T>(count, kernels::from_float<T>(std::numeric_limits<kernels::Accumulator<T>>::quiet_NaN()));
+Buffer<T> nan_values(int64_t count) {
+  return Buffer<T>(count, kernels::from_float<T>(std::numeric_limits<kernels::Accumulator<T>>::quiet_NaN()));
 }
 
-template <typename T>
-std::vector<double> doubles(const std::vector<T>& values) {
+template <typename T, typename Allocator>
+std::vector<double> doubles(const std::vector<T, Allocator>& values) {
   std::vector<double> out;
   out.reserve(values.size());
   for (const T x : values) out.push_back(static_cast<double>(kernels::to_float(x)));
   return out;
 }
 
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+template <typename T, typename Allocator>
+bool same_bits(const std::vector<T, Allocator>& a, const std::vector<T, Allocator>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-template <typename T>
-void expect_near(const char* name, const std::vector<T>& got, const std::vector<double>& expected,
+template <typename T, typename Allocator, typename Expected>
+void expect_near(const char* name, const std::vector<T, Allocator>& got, const Expected& expected,
                  Tolerance tolerance) {
   ASSERT_EQ(got.size(), expected.size()) << name;
   double scale = 0;

@@ -7,6 +7,10 @@
 #include <vector>
 
 #include "adder/kernels/selective_scan.h"
+#include "tests/kernels/device.h"
+#ifdef ADDER_CUDA
+#include "adder/kernels/selective_scan_cuda.h"
+#endif
 
 namespace adder::tests {
 
@@ -20,6 +24,14 @@ struct ScanShape {
 
   int64_t sequences() const { return cu_seqlens.empty() ? B : static_cast<int64_t>(cu_seqlens.size()) - 1; }
 };
+
+template <typename T>
+int64_t backward_workspace_bytes(const kernels::SelectiveScanInputs<T>& p) {
+#ifdef ADDER_CUDA
+  if (current_device() == Device::kCuda) return kernels::cuda::selective_scan_backward_workspace_bytes(p);
+#endif
+  return kernels::cpu::selective_scan_backward_workspace_bytes(p);
+}
 
 // Random inputs, buffers and params of one scan in the type T. Two problems of one shape and seed hold the same values,
 // rounded to the types In (what both start from) and T.
@@ -47,6 +59,7 @@ class ScanProblem {
     dfinal = values<R, float>(S * s.D * s.N * parts, 1);
     if (!s.softplus)
       for (T& x : delta) x = positive(x);
+    cu_seqlens.assign(s.cu_seqlens.begin(), s.cu_seqlens.end());
     mask.resize(rows);
     for (int64_t i = 0; i < rows; ++i) mask[i] = random_() % 4 != 0;
 
@@ -64,7 +77,7 @@ class ScanProblem {
     l.batch = shape.B;
     l.length = shape.L;
     l.sequences = shape.sequences();
-    l.cu_seqlens = shape.cu_seqlens.empty() ? nullptr : shape.cu_seqlens.data();
+    l.cu_seqlens = cu_seqlens.empty() ? nullptr : cu_seqlens.data();
     if (shape.mask) l.mask = {reinterpret_cast<const bool*>(mask.data()), shape.L, 1};
     l.reverse = shape.reverse;
     return l;
@@ -101,7 +114,7 @@ class ScanProblem {
     if (shape.skip) p.dD = dskip.data();
     if (shape.bias) p.ddelta_bias = dbias.data();
     if (shape.initial) p.dinitial_state = dinitial.data();
-    workspace_.assign(kernels::selective_scan_backward_workspace_bytes<T>(p) / sizeof(double) + 16, std::nan(""));
+    workspace_.assign(backward_workspace_bytes(p) / sizeof(double) + 16, std::nan(""));
     void* base = workspace_.data();
     size_t space = workspace_.size() * sizeof(double);
     p.workspace = std::align(64, space - 64, base, space);
@@ -109,16 +122,17 @@ class ScanProblem {
   }
 
   ScanShape shape;
-  std::vector<T> u, delta, z, dy, B_step, C_step, y, du, ddelta, dz, dB_step, dC_step;
-  std::vector<R> A, B_const, C_const, skip, bias, initial, dfinal, final_state, border;
-  std::vector<R> dA, dB_const, dC_const, dskip, dbias, dinitial;
-  std::vector<char> mask;
+  Buffer<T> u, delta, z, dy, B_step, C_step, y, du, ddelta, dz, dB_step, dC_step;
+  Buffer<R> A, B_const, C_const, skip, bias, initial, dfinal, final_state, border;
+  Buffer<R> dA, dB_const, dC_const, dskip, dbias, dinitial;
+  Buffer<char> mask;
+  Buffer<int64_t> cu_seqlens;
 
  private:
   template <typename Out, typename Through>
-  std::vector<Out> values(int64_t count, double scale) {
+  Buffer<Out> values(int64_t count, double scale) {
     std::normal_distribution<double> normal;
-    std::vector<Out> out(count);
+    Buffer<Out> out(count);
     for (Out& x : out) {
       const auto narrow = kernels::to_float(
           kernels::from_float<Through>(static_cast<kernels::Accumulator<Through>>(scale * normal(random_))));
@@ -128,7 +142,7 @@ class ScanProblem {
   }
   static T positive(T x) { return kernels::from_float<T>(std::fabs(kernels::to_float(x)) / 4); }
 
-  kernels::View3<const T> wide(const std::vector<T>& data) const {
+  kernels::View3<const T> wide(const Buffer<T>& data) const {
     const int64_t stride = shape.strided ? 2 : 1;
     return {data.data() + (shape.strided ? 1 : 0), shape.L * wide_, wide_, stride};
   }
@@ -165,7 +179,26 @@ class ScanProblem {
 
   std::mt19937_64 random_;
   int64_t wide_;
-  std::vector<double> workspace_;
+  Buffer<double> workspace_;
 };
+
+template <typename T>
+void run_forward(const kernels::SelectiveScanForward<T>& params) {
+  run_kernel_on_device(params, kernels::cpu::selective_scan_forward<T>, [](const auto& p) {
+    (void)p;
+#ifdef ADDER_CUDA
+    kernels::cuda::selective_scan_forward(p, nullptr);
+#endif
+  });
+}
+template <typename T>
+void run_backward(const kernels::SelectiveScanBackward<T>& params) {
+  run_kernel_on_device(params, kernels::cpu::selective_scan_backward<T>, [](const auto& p) {
+    (void)p;
+#ifdef ADDER_CUDA
+    kernels::cuda::selective_scan_backward(p, nullptr);
+#endif
+  });
+}
 
 }  // namespace adder::tests

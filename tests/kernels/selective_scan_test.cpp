@@ -17,7 +17,7 @@ template <typename T>
 void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
   ScanProblem<T, T> problem(shape);
   ScanProblem<double, T> truth(shape);
-  kernels::cpu::selective_scan_forward(problem.forward());
+  run_forward(problem.forward());
   kernels::reference::selective_scan_forward(truth.forward());
   expect_near("y", problem.y, truth.y, forward);
   expect_near("final_state", problem.final_state, truth.final_state,
@@ -26,12 +26,12 @@ void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
   ScanProblem<T, T> inference(shape);
   auto forward_only = inference.forward();
   forward_only.border_states = nullptr;  // a single step then goes another way
-  kernels::cpu::selective_scan_forward(forward_only);
+  run_forward(forward_only);
   expect_near("y without saved states", inference.y, truth.y, forward);
   expect_near("final_state without saved states", inference.final_state, truth.final_state,
               std::is_same_v<T, double> ? forward : kFloat32Forward);
 
-  kernels::cpu::selective_scan_backward(problem.backward());
+  run_backward(problem.backward());
   kernels::reference::selective_scan_backward(truth.backward());
   const Tolerance sums = std::is_same_v<T, double> ? backward : kFloat32Backward;
   expect_near("du", problem.du, truth.du, backward);
@@ -126,18 +126,18 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
 class SelectiveScan : public testing::TestWithParam<std::pair<std::string, ScanShape>> {};
 
 TEST_P(SelectiveScan, Float32) {
-  compare<float>(GetParam().second, kFloat32Forward, kFloat32Backward);
+  for_each_device([] { compare<float>(GetParam().second, kFloat32Forward, kFloat32Backward); });
 }
 TEST_P(SelectiveScan, Float64) {
-  compare<double>(GetParam().second, kFloat64Forward, kFloat64Backward);
+  for_each_device([] { compare<double>(GetParam().second, kFloat64Forward, kFloat64Backward); });
 }
 TEST_P(SelectiveScan, BFloat16) {
-  compare<bfloat16>(GetParam().second, kBFloat16, kBFloat16);
+  for_each_device([] { compare<bfloat16>(GetParam().second, kBFloat16, kBFloat16); });
 }
 TEST_P(SelectiveScan, Float16) {
   ScanShape shape = GetParam().second;
   shape.delta_scale = std::max(shape.delta_scale, 1e-2);  // its normal numbers end at 6e-5
-  compare<float16>(shape, kFloat16, kFloat16);
+  for_each_device([&] { compare<float16>(shape, kFloat16, kFloat16); });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, testing::ValuesIn(cases()),
@@ -158,17 +158,18 @@ TEST(SelectiveScanTargets, EveryInstructionSet) {
 }
 
 TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
+  for_each_device([&] {
   ScanShape shape;
   shape.B = 5;
   shape.L = 150;
   shape.D = 200;
   ScanProblem<float> one(shape);
-  kernels::cpu::selective_scan_forward(one.forward(1));
-  kernels::cpu::selective_scan_backward(one.backward(1));
+  run_forward(one.forward(1));
+  run_backward(one.backward(1));
   for (const int64_t threads : {1, 2, 3, 7}) {
     ScanProblem<float> many(shape);
-    kernels::cpu::selective_scan_forward(many.forward(threads));
-    kernels::cpu::selective_scan_backward(many.backward(threads));
+    run_forward(many.forward(threads));
+    run_backward(many.backward(threads));
     EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.final_state, many.final_state)) << threads;
     EXPECT_TRUE(same_bits(one.du, many.du) && same_bits(one.ddelta, many.ddelta) && same_bits(one.dz, many.dz))
         << threads;
@@ -177,25 +178,27 @@ TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
         << threads;
     EXPECT_TRUE(same_bits(one.dinitial, many.dinitial)) << threads;
   }
+  });
 }
 
 TEST(SelectiveScanLimits, ZeroDeltaHoldsTheStateExactly) {
+  for_each_device([&] {
   ScanShape shape;
   shape.softplus = shape.bias = false;
   ScanProblem<float> problem(shape);
   problem.delta.assign(problem.delta.size(), 0.0f);
-  kernels::cpu::selective_scan_forward(problem.forward());
+  run_forward(problem.forward());
   EXPECT_TRUE(same_bits(problem.final_state, problem.initial));
+  });
 }
 
-TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
-  on_every_target([] {
+void expect_nonfinite_stays_visible() {
     for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
       ScanShape shape;
       shape.gate = false;
       ScanProblem<float> problem(shape);
       problem.u[0] = bad;
-      kernels::cpu::selective_scan_forward(problem.forward());
+      run_forward(problem.forward());
       EXPECT_FALSE(std::isfinite(problem.y[0]));
       EXPECT_TRUE(std::isfinite(problem.y[1]));
       EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
@@ -203,13 +206,18 @@ TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
     ScanShape shape;
     ScanProblem<float> problem(shape);
     problem.A[0] = std::numeric_limits<float>::quiet_NaN();
-    kernels::cpu::selective_scan_forward(problem.forward());
+    run_forward(problem.forward());
     EXPECT_TRUE(std::isnan(problem.y[0]) && std::isnan(problem.final_state[0]));
     EXPECT_TRUE(std::isfinite(problem.y[1]));
-  });
+}
+
+TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
+  for_each_device([] { expect_nonfinite_stays_visible(); });
+  on_every_target([] { expect_nonfinite_stays_visible(); });
 }
 
 TEST(SelectiveScanLimits, MaskedStepsAreNotRead) {
+  for_each_device([&] {
   ScanShape shape;
   shape.mask = true;
   ScanProblem<float> clean(shape), dirty(shape);
@@ -219,13 +227,14 @@ TEST(SelectiveScanLimits, MaskedStepsAreNotRead) {
         std::fill_n(x->begin() + i * shape.D, shape.D, std::nanf(""));
       for (auto* x : {&dirty.B_step, &dirty.C_step}) std::fill_n(x->begin() + i * shape.N, shape.N, std::nanf(""));
     }
-  kernels::cpu::selective_scan_forward(clean.forward());
-  kernels::cpu::selective_scan_backward(clean.backward());
-  kernels::cpu::selective_scan_forward(dirty.forward());
-  kernels::cpu::selective_scan_backward(dirty.backward());
+  run_forward(clean.forward());
+  run_backward(clean.backward());
+  run_forward(dirty.forward());
+  run_backward(dirty.backward());
   EXPECT_TRUE(same_bits(clean.y, dirty.y) && same_bits(clean.final_state, dirty.final_state));
   EXPECT_TRUE(same_bits(clean.du, dirty.du) && same_bits(clean.dA, dirty.dA) &&
               same_bits(clean.dB_step, dirty.dB_step));
+  });
 }
 
 }  // namespace
