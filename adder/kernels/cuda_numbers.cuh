@@ -5,8 +5,8 @@
 
 #include "adder/kernels/dtype.h"
 
-// Numbers on the device: 16-bit types widened and rounded by the hardware, and complex numbers beside real ones, so that
-// one text serves both.
+// Numbers on the device: 16-bit types widened and rounded by the hardware, and complex numbers beside real ones, so
+// that one text serves both.
 namespace adder::kernels::cuda {
 
 __device__ __forceinline__ float widen(float x) {

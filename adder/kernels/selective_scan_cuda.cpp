@@ -12,7 +12,7 @@ void selective_scan_backward(const SelectiveScanBackward<T>& params, CudaStream 
   selective_scan_backward_generic(params, stream);
 }
 
-#define ADDER_INSTANTIATE(T)                                                       \
+#define ADDER_INSTANTIATE(T)                                                        \
   template void selective_scan_forward(const SelectiveScanForward<T>&, CudaStream); \
   template void selective_scan_backward(const SelectiveScanBackward<T>&, CudaStream);
 ADDER_INSTANTIATE(float)

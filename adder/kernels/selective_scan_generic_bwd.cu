@@ -26,10 +26,10 @@ struct BackwardPlan {
 // Sums that a thread adds to in memory, in double: their number of terms is that of all steps.
 template <typename R>
 struct BackwardWorkspace {
-  R* dstate;                          // (S, D, N): the gradient of the state after the steps to come
-  R *dB_part, *dC_part;               // (blocks, B L, N), null where constant
-  double *dA, *dB_const, *dC_const;   // (S, D, N)
-  double *dD, *ddelta_bias;           // (S, D)
+  R* dstate;                         // (S, D, N): the gradient of the state after the steps to come
+  R *dB_part, *dC_part;              // (blocks, B L, N), null where constant
+  double *dA, *dB_const, *dC_const;  // (S, D, N)
+  double *dD, *ddelta_bias;          // (S, D)
   size_t bytes, zeroed_from;
 
   template <typename T>
@@ -69,9 +69,8 @@ __device__ __forceinline__ void add_to(double* sums, int64_t index, Num x) {
 }
 
 template <typename T, bool kComplex>
-__global__ void __launch_bounds__(128)
-    generic_backward(const SelectiveScanBackward<T> p, const BackwardPlan plan,
-                     const BackwardWorkspace<Accumulator<T>> w, int width) {
+__global__ void __launch_bounds__(128) generic_backward(const SelectiveScanBackward<T> p, const BackwardPlan plan,
+                                                        const BackwardWorkspace<Accumulator<T>> w, int width) {
   using Reader = ScanReader<T, kComplex>;
   using R = typename Reader::R;
   using Num = typename Reader::Num;
@@ -213,7 +212,8 @@ __global__ void sum_parts(const double* parts, int64_t count, int64_t size, R* o
 
 // dB (B, L, G, N) from its parts (G, blocks, B L, N).
 template <typename T>
-__global__ void sum_blocks(const Accumulator<T>* parts, BackwardPlan plan, int64_t groups, int64_t length, View4<T> out) {
+__global__ void sum_blocks(const Accumulator<T>* parts, BackwardPlan plan, int64_t groups, int64_t length,
+                           View4<T> out) {
   using R = Accumulator<T>;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x, size = plan.rows * groups * plan.numbers;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
@@ -270,7 +270,7 @@ void selective_scan_backward_generic(const SelectiveScanBackward<T>& p, CudaStre
   if (!p.constant_C) reduce_steps(w.dC_part, p.dC_step);
 }
 
-#define ADDER_INSTANTIATE(T)                                                             \
+#define ADDER_INSTANTIATE(T)                                                               \
   template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>&); \
   template void selective_scan_backward_generic(const SelectiveScanBackward<T>&, CudaStream);
 ADDER_INSTANTIATE(float)

@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(128) generic_forward(const SelectiveScanForwar
       const bool border = p.border_states != nullptr && j0 % kScanChunk == 0;
       for (int64_t n = n0; active && n < p.state; n += width) {
         Num h = Reader::number(p.final_state, state + n);
-        if (border)
-          Reader::set(p.border_states, ((rows.chunk + j0 / kScanChunk) * p.channels + d) * p.state + n, h);
+        if (border) Reader::set(p.border_states, ((rows.chunk + j0 / kScanChunk) * p.channels + d) * p.state + n, h);
         const Num A = in.A(d, n);
 #pragma unroll
         for (int i = 0; i < kPiece; ++i) {

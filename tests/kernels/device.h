@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <memory>
+#include <new>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -40,8 +43,8 @@ void for_each_device(const Body& body) {
   const char* only = std::getenv("ADDER_TEST_DEVICE");
   const std::string chosen = only != nullptr ? only : "";
   const char* required = std::getenv("ADDER_REQUIRE_CUDA");
-  if (required != nullptr && std::string(required) == "1")
-    ASSERT_TRUE(cuda_is_there()) << "ADDER_REQUIRE_CUDA=1, but there is no NVIDIA GPU, or no CUDA in this build";
+  const bool missing = required != nullptr && std::string(required) == "1" && !cuda_is_there();
+  ASSERT_FALSE(missing) << "ADDER_REQUIRE_CUDA=1, but there is no NVIDIA GPU, or no CUDA in this build";
   for (const Device device : {Device::kCpu, Device::kCuda}) {
     const char* name = device == Device::kCpu ? "cpu" : "cuda";
     if ((!chosen.empty() && chosen != name) || (device == Device::kCuda && !cuda_is_there())) continue;

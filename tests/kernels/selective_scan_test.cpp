@@ -159,56 +159,56 @@ TEST(SelectiveScanTargets, EveryInstructionSet) {
 
 TEST(SelectiveScanBits, SameForAnyNumberOfThreads) {
   for_each_device([&] {
-  ScanShape shape;
-  shape.B = 5;
-  shape.L = 150;
-  shape.D = 200;
-  ScanProblem<float> one(shape);
-  run_forward(one.forward(1));
-  run_backward(one.backward(1));
-  for (const int64_t threads : {1, 2, 3, 7}) {
-    ScanProblem<float> many(shape);
-    run_forward(many.forward(threads));
-    run_backward(many.backward(threads));
-    EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.final_state, many.final_state)) << threads;
-    EXPECT_TRUE(same_bits(one.du, many.du) && same_bits(one.ddelta, many.ddelta) && same_bits(one.dz, many.dz))
-        << threads;
-    EXPECT_TRUE(same_bits(one.dB_step, many.dB_step) && same_bits(one.dC_step, many.dC_step)) << threads;
-    EXPECT_TRUE(same_bits(one.dA, many.dA) && same_bits(one.dskip, many.dskip) && same_bits(one.dbias, many.dbias))
-        << threads;
-    EXPECT_TRUE(same_bits(one.dinitial, many.dinitial)) << threads;
-  }
+    ScanShape shape;
+    shape.B = 5;
+    shape.L = 150;
+    shape.D = 200;
+    ScanProblem<float> one(shape);
+    run_forward(one.forward(1));
+    run_backward(one.backward(1));
+    for (const int64_t threads : {1, 2, 3, 7}) {
+      ScanProblem<float> many(shape);
+      run_forward(many.forward(threads));
+      run_backward(many.backward(threads));
+      EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.final_state, many.final_state)) << threads;
+      EXPECT_TRUE(same_bits(one.du, many.du) && same_bits(one.ddelta, many.ddelta) && same_bits(one.dz, many.dz))
+          << threads;
+      EXPECT_TRUE(same_bits(one.dB_step, many.dB_step) && same_bits(one.dC_step, many.dC_step)) << threads;
+      EXPECT_TRUE(same_bits(one.dA, many.dA) && same_bits(one.dskip, many.dskip) && same_bits(one.dbias, many.dbias))
+          << threads;
+      EXPECT_TRUE(same_bits(one.dinitial, many.dinitial)) << threads;
+    }
   });
 }
 
 TEST(SelectiveScanLimits, ZeroDeltaHoldsTheStateExactly) {
   for_each_device([&] {
-  ScanShape shape;
-  shape.softplus = shape.bias = false;
-  ScanProblem<float> problem(shape);
-  problem.delta.assign(problem.delta.size(), 0.0f);
-  run_forward(problem.forward());
-  EXPECT_TRUE(same_bits(problem.final_state, problem.initial));
+    ScanShape shape;
+    shape.softplus = shape.bias = false;
+    ScanProblem<float> problem(shape);
+    problem.delta.assign(problem.delta.size(), 0.0f);
+    run_forward(problem.forward());
+    EXPECT_TRUE(same_bits(problem.final_state, problem.initial));
   });
 }
 
 void expect_nonfinite_stays_visible() {
-    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-      ScanShape shape;
-      shape.gate = false;
-      ScanProblem<float> problem(shape);
-      problem.u[0] = bad;
-      run_forward(problem.forward());
-      EXPECT_FALSE(std::isfinite(problem.y[0]));
-      EXPECT_TRUE(std::isfinite(problem.y[1]));
-      EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
-    }
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     ScanShape shape;
+    shape.gate = false;
     ScanProblem<float> problem(shape);
-    problem.A[0] = std::numeric_limits<float>::quiet_NaN();
+    problem.u[0] = bad;
     run_forward(problem.forward());
-    EXPECT_TRUE(std::isnan(problem.y[0]) && std::isnan(problem.final_state[0]));
+    EXPECT_FALSE(std::isfinite(problem.y[0]));
     EXPECT_TRUE(std::isfinite(problem.y[1]));
+    EXPECT_TRUE(std::isfinite(problem.y[shape.L * shape.D]));
+  }
+  ScanShape shape;
+  ScanProblem<float> problem(shape);
+  problem.A[0] = std::numeric_limits<float>::quiet_NaN();
+  run_forward(problem.forward());
+  EXPECT_TRUE(std::isnan(problem.y[0]) && std::isnan(problem.final_state[0]));
+  EXPECT_TRUE(std::isfinite(problem.y[1]));
 }
 
 TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
@@ -218,22 +218,22 @@ TEST(SelectiveScanLimits, InfiniteAndNanInputsStayVisible) {
 
 TEST(SelectiveScanLimits, MaskedStepsAreNotRead) {
   for_each_device([&] {
-  ScanShape shape;
-  shape.mask = true;
-  ScanProblem<float> clean(shape), dirty(shape);
-  for (int64_t i = 0; i < shape.B * shape.L; ++i)
-    if (!dirty.mask[i]) {
-      for (auto* x : {&dirty.u, &dirty.delta, &dirty.z, &dirty.dy})
-        std::fill_n(x->begin() + i * shape.D, shape.D, std::nanf(""));
-      for (auto* x : {&dirty.B_step, &dirty.C_step}) std::fill_n(x->begin() + i * shape.N, shape.N, std::nanf(""));
-    }
-  run_forward(clean.forward());
-  run_backward(clean.backward());
-  run_forward(dirty.forward());
-  run_backward(dirty.backward());
-  EXPECT_TRUE(same_bits(clean.y, dirty.y) && same_bits(clean.final_state, dirty.final_state));
-  EXPECT_TRUE(same_bits(clean.du, dirty.du) && same_bits(clean.dA, dirty.dA) &&
-              same_bits(clean.dB_step, dirty.dB_step));
+    ScanShape shape;
+    shape.mask = true;
+    ScanProblem<float> clean(shape), dirty(shape);
+    for (int64_t i = 0; i < shape.B * shape.L; ++i)
+      if (!dirty.mask[i]) {
+        for (auto* x : {&dirty.u, &dirty.delta, &dirty.z, &dirty.dy})
+          std::fill_n(x->begin() + i * shape.D, shape.D, std::nanf(""));
+        for (auto* x : {&dirty.B_step, &dirty.C_step}) std::fill_n(x->begin() + i * shape.N, shape.N, std::nanf(""));
+      }
+    run_forward(clean.forward());
+    run_backward(clean.backward());
+    run_forward(dirty.forward());
+    run_backward(dirty.backward());
+    EXPECT_TRUE(same_bits(clean.y, dirty.y) && same_bits(clean.final_state, dirty.final_state));
+    EXPECT_TRUE(same_bits(clean.du, dirty.du) && same_bits(clean.dA, dirty.dA) &&
+                same_bits(clean.dB_step, dirty.dB_step));
   });
 }
 
