@@ -58,6 +58,7 @@ struct SelectiveScanForward : SelectiveScanInputs<T> {
   View3<T> y;                  // (B, L, D)
   R* final_state = nullptr;    // (S, D, N) contiguous
   R* border_states = nullptr;  // null, or selective_scan_border_size() values: the state before each chunk, opaque
+  void* workspace = nullptr;   // CUDA: selective_scan_forward_workspace_bytes()
 };
 
 template <typename T>

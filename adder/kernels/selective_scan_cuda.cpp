@@ -3,6 +3,12 @@
 namespace adder::kernels::cuda {
 
 template <typename T>
+int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>& params) {
+  (void)params;
+  return 0;
+}
+
+template <typename T>
 void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream stream) {
   selective_scan_forward_generic(params, stream);
 }

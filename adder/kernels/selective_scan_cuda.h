@@ -16,6 +16,8 @@ void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream st
 template <typename T>
 void selective_scan_backward(const SelectiveScanBackward<T>& params, CudaStream stream);
 template <typename T>
+int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>& params);
+template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs);
 
 template <typename T>

@@ -7,7 +7,8 @@ namespace adder::kernels::cuda {
 // Real states, Euler, B and C per step. A warp owns 8 kC channels: lane / 4 has kC of them, lane % 4 a quarter of their
 // N states, which stay in registers while the warp walks through time. Tiles go through three states, one behind the
 // other: on their way into shared memory, being prepared (softplus, delta u, B and C as floats), being scanned. All
-// three and the end of the steps before are interleaved in one body without branches, since few warps share a scheduler.
+// three and the end of the steps before are interleaved in one body without branches, since few warps share a
+// scheduler.
 template <typename T, int N, int kC>
 struct ForwardTiles {
   static constexpr int kSteps = 16, kChannels = 8 * kC, kStates = N / 4;
@@ -53,9 +54,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
-      h[c][n] = real[c] && p.initial_state != nullptr
-                    ? p.initial_state[(s * p.channels + d + c) * N + q * kStates + n]
-                    : 0.0f;
+      h[c][n] = real[c] && p.initial_state != nullptr ? p.initial_state[(s * p.channels + d + c) * N + q * kStates + n]
+                                                      : 0.0f;
     }
   }
   // The channels whose delta and u it prepares: other ones, so that a row is stored side by side.

@@ -16,7 +16,8 @@ struct SoftmaxRows {
   int64_t ignore_index = -100;       // such a row has loss 0 and gradient 0
   bool write_gradient = false;
   R scale = 1;
-  R* losses = nullptr;  // (rows): logsumexp(logits) - logits[target]
+  const R* scale_there = nullptr;  // CUDA: where the scale lies on the device, instead of `scale`
+  R* losses = nullptr;             // (rows): logsumexp(logits) - logits[target]
   int64_t* predictions =
       nullptr;          // (rows): place of the largest logit, the first of equals; of the first NaN where there is one
   int64_t threads = 0;  // 0: OpenMP's own number. The bits of the results do not depend on it

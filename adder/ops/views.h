@@ -53,7 +53,7 @@ kernels::View4<T> view4(const at::Tensor& t) {
   return {numbers<T>(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// `kept` holds the contiguous cu_seqlens that the layout points into.
+// `kept` holds the contiguous cu_seqlens that the layout points into, on the input's device.
 inline kernels::SequenceLayout sequence_layout(const at::Tensor& input, const std::optional<at::Tensor>& mask,
                                                const std::optional<at::Tensor>& cu_seqlens, bool reverse,
                                                at::Tensor& kept) {
@@ -63,7 +63,7 @@ inline kernels::SequenceLayout sequence_layout(const at::Tensor& input, const st
   layout.reverse = reverse;
   if (mask.has_value() && mask->defined()) layout.mask = view2<const bool>(*mask);
   if (cu_seqlens.has_value() && cu_seqlens->defined()) {
-    kept = cu_seqlens->contiguous();
+    kept = cu_seqlens->contiguous().to(input.device());
     layout.sequences = kept.size(0) - 1;
     layout.cu_seqlens = kept.const_data_ptr<int64_t>();
   }

@@ -5,6 +5,9 @@
 #include "adder/kernels/add_norm_ref.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/every_target.h"
+#ifdef ADDER_CUDA
+#include "adder/kernels/add_norm_cuda.h"
+#endif
 
 namespace adder::tests {
 namespace {
@@ -12,6 +15,23 @@ namespace {
 using kernels::bfloat16;
 using kernels::float16;
 using kernels::NormKind;
+
+template <typename T, typename Out>
+void run_forward(const kernels::AddNormForward<T, Out>& params) {
+  run_kernel_on_device(params, kernels::cpu::add_norm_forward<T, Out>,
+                       ADDER_ON_CUDA(kernels::cuda::add_norm_forward(on_cuda, nullptr)));
+}
+template <typename T, typename Out>
+void run_backward(kernels::AddNormBackward<T, Out> params, Buffer<std::byte>& workspace) {
+  int64_t bytes = kernels::cpu::add_norm_backward_workspace_bytes(params);
+#ifdef ADDER_CUDA
+  if (current_device() == Device::kCuda) bytes = kernels::cuda::add_norm_backward_workspace_bytes(params);
+#endif
+  workspace.assign(bytes, std::byte{0xFF});
+  params.workspace = workspace.data();
+  run_kernel_on_device(params, kernels::cpu::add_norm_backward<T, Out>,
+                       ADDER_ON_CUDA(kernels::cuda::add_norm_backward(on_cuda, nullptr)));
+}
 
 struct NormShape {
   int64_t rows = 5, width = 70;
@@ -24,10 +44,10 @@ template <typename T, typename Out>
 struct NormProblem {
   using R = kernels::Accumulator<T>;
   NormShape s;
-  std::vector<T> x, dx;
-  std::vector<R> residual, weight, bias, dresidual_out, residual_out, rstd, mean, dresidual, dweight, dbias;
-  std::vector<Out> y, dy;
-  std::vector<std::byte> workspace;
+  Buffer<T> x, dx;
+  Buffer<R> residual, weight, bias, dresidual_out, residual_out, rstd, mean, dresidual, dweight, dbias;
+  Buffer<Out> y, dy;
+  Buffer<std::byte> workspace;
 
   explicit NormProblem(const NormShape& shape) : s(shape) {
     const int64_t size = s.rows * s.width;
@@ -58,7 +78,7 @@ struct NormProblem {
     p.rstd = rstd.data();
     p.mean = s.kind == NormKind::kLayer ? mean.data() : nullptr;
     p.threads = threads;
-    kernels::cpu::add_norm_forward(p);
+    run_forward(p);
   }
 
   void backward(int64_t threads = 2) {
@@ -77,9 +97,7 @@ struct NormProblem {
     p.dweight = dweight.data();
     p.dbias = s.bias ? dbias.data() : nullptr;
     p.threads = threads;
-    workspace.assign(kernels::add_norm_backward_workspace_bytes(p), std::byte{0xFF});
-    p.workspace = workspace.data();
-    kernels::cpu::add_norm_backward(p);
+    run_backward(p, workspace);
   }
 
   kernels::reference::AddNormArguments arguments() const {
@@ -136,22 +154,26 @@ std::vector<std::pair<std::string, NormShape>> cases() {
 class AddNorm : public testing::TestWithParam<std::pair<std::string, NormShape>> {};
 
 TEST_P(AddNorm, Float32) {
-  compare<float, float>(GetParam().second);
+  for_each_device([&] { compare<float, float>(GetParam().second); });
 }
 TEST_P(AddNorm, Float64) {
-  compare<double, double>(GetParam().second);
+  for_each_device([&] { compare<double, double>(GetParam().second); });
 }
 TEST_P(AddNorm, Narrow) {
-  compare<bfloat16, bfloat16>(GetParam().second);
-  compare<float16, float16>(GetParam().second);
+  for_each_device([&] {
+    compare<bfloat16, bfloat16>(GetParam().second);
+    compare<float16, float16>(GetParam().second);
+  });
 }
 TEST_P(AddNorm, Mixed) {
-  compare<float, bfloat16>(GetParam().second);
-  compare<float, float16>(GetParam().second);
-  compare<bfloat16, float>(GetParam().second);
-  compare<bfloat16, float16>(GetParam().second);
-  compare<float16, float>(GetParam().second);
-  compare<float16, bfloat16>(GetParam().second);
+  for_each_device([&] {
+    compare<float, bfloat16>(GetParam().second);
+    compare<float, float16>(GetParam().second);
+    compare<bfloat16, float>(GetParam().second);
+    compare<bfloat16, float16>(GetParam().second);
+    compare<float16, float>(GetParam().second);
+    compare<float16, bfloat16>(GetParam().second);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, AddNorm, testing::ValuesIn(cases()), [](const auto& test) { return test.param.first; });
@@ -170,54 +192,62 @@ TEST(AddNormTargets, EveryInstructionSet) {
 }
 
 TEST(AddNormBits, SameForAnyNumberOfThreads) {
-  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
-    const NormShape shape{1500, 77, kind};
-    NormProblem<bfloat16, bfloat16> one(shape);
-    one.forward(1);
-    one.backward(1);
-    for (const int64_t threads : {1, 2, 3}) {
-      NormProblem<bfloat16, bfloat16> many(shape);
-      many.forward(threads);
-      many.backward(threads);
-      EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.residual_out, many.residual_out)) << threads;
-      EXPECT_TRUE(same_bits(one.dx, many.dx) && same_bits(one.dresidual, many.dresidual)) << threads;
-      EXPECT_TRUE(same_bits(one.dweight, many.dweight) && same_bits(one.dbias, many.dbias)) << threads;
+  for_each_device([&] {
+    for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+      const NormShape shape{1500, 77, kind};
+      NormProblem<bfloat16, bfloat16> one(shape);
+      one.forward(1);
+      one.backward(1);
+      for (const int64_t threads : {1, 2, 3}) {
+        NormProblem<bfloat16, bfloat16> many(shape);
+        many.forward(threads);
+        many.backward(threads);
+        EXPECT_TRUE(same_bits(one.y, many.y) && same_bits(one.residual_out, many.residual_out)) << threads;
+        EXPECT_TRUE(same_bits(one.dx, many.dx) && same_bits(one.dresidual, many.dresidual)) << threads;
+        EXPECT_TRUE(same_bits(one.dweight, many.dweight) && same_bits(one.dbias, many.dbias)) << threads;
+      }
     }
-  }
+  });
 }
 
 TEST(AddNormLimits, InfiniteAndNanInputsStayVisibleInTheirRow) {
-  const float inf = std::numeric_limits<float>::infinity();
-  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer})
-    for (const float bad : {inf, -inf, std::nanf("")})
-      for (const int64_t place : {0, 69}) {
-        NormProblem<float, float> problem({3, 70, kind});
-        problem.x[70 + place] = bad;
-        problem.forward();
-        problem.backward();
-        EXPECT_FALSE(std::isfinite(problem.y[70 + place]));
-        EXPECT_FALSE(std::isfinite(problem.residual_out[70 + place]));
-        EXPECT_FALSE(std::isfinite(problem.dx[70 + place]));
-        EXPECT_FALSE(std::isfinite(problem.dweight[place]));
-        EXPECT_TRUE(std::isfinite(problem.y[69]) && std::isfinite(problem.y[140]));
-        EXPECT_TRUE(std::isfinite(problem.dx[69]) && std::isfinite(problem.dx[140]));
-      }
+  for_each_device([&] {
+    const float inf = std::numeric_limits<float>::infinity();
+    for (const NormKind kind : {NormKind::kRms, NormKind::kLayer})
+      for (const float bad : {inf, -inf, std::nanf("")})
+        for (const int64_t place : {0, 69}) {
+          NormProblem<float, float> problem({3, 70, kind});
+          problem.x[70 + place] = bad;
+          problem.forward();
+          problem.backward();
+          EXPECT_FALSE(std::isfinite(problem.y[70 + place]));
+          EXPECT_FALSE(std::isfinite(problem.residual_out[70 + place]));
+          EXPECT_FALSE(std::isfinite(problem.dx[70 + place]));
+          EXPECT_FALSE(std::isfinite(problem.dweight[place]));
+          EXPECT_TRUE(std::isfinite(problem.y[69]) && std::isfinite(problem.y[140]));
+          EXPECT_TRUE(std::isfinite(problem.dx[69]) && std::isfinite(problem.dx[140]));
+        }
+  });
 }
 
 // Its variance is 0 and rstd = eps^-1/2, by which dx multiplies rounding errors of dy.
 TEST(AddNormLimits, LayerNormOfOneElementIsItsBias) {
-  NormProblem<float, float> problem({5, 1, NormKind::kLayer});
-  problem.forward();
-  problem.backward();
-  for (const float y : problem.y) EXPECT_EQ(y, problem.bias[0]);
-  expect_near("dx", problem.dx, doubles(problem.dresidual_out), {1e-4, 1e-4});
+  for_each_device([&] {
+    NormProblem<float, float> problem({5, 1, NormKind::kLayer});
+    problem.forward();
+    problem.backward();
+    for (const float y : problem.y) EXPECT_EQ(y, problem.bias[0]);
+    expect_near("dx", problem.dx, doubles(problem.dresidual_out), {1e-4, 1e-4});
+  });
 }
 
 TEST(AddNormLimits, LayerNormKeepsItsDigitsFarFromZero) {
-  NormProblem<float, float> problem({4, 100, NormKind::kLayer, false});
-  for (float& x : problem.x) x += 4096;  // exact to 2^-11
-  problem.forward();
-  expect_near("y", problem.y, kernels::reference::add_norm(problem.arguments()).y, {2e-4, 2e-4});
+  for_each_device([&] {
+    NormProblem<float, float> problem({4, 100, NormKind::kLayer, false});
+    for (float& x : problem.x) x += 4096;  // exact to 2^-11
+    problem.forward();
+    expect_near("y", problem.y, kernels::reference::add_norm(problem.arguments()).y, {2e-4, 2e-4});
+  });
 }
 
 }  // namespace

@@ -12,6 +12,9 @@
 #include "adder/kernels/causal_conv1d.h"
 #include "adder/kernels/causal_conv1d_ref.h"
 #include "tests/kernels/compare.h"
+#ifdef ADDER_CUDA
+#include "adder/kernels/causal_conv1d_cuda.h"
+#endif
 
 // One problem of the causal convolution, run by the kernel and by the reference.
 namespace adder::tests {
@@ -32,7 +35,7 @@ struct ConvShape {
 // A (B, L, D) tensor in some layout, with unused room between its elements where the layout has any.
 template <typename T>
 struct ConvBuffer {
-  std::vector<T> data;
+  Buffer<T> data;
   kernels::View3<T> view;
 
   ConvBuffer(const ConvShape& row, ConvLayout layout, double fill) {
@@ -83,14 +86,15 @@ template <typename T>
 struct ConvInputs {
   using R = kernels::Accumulator<T>;
   ConvBuffer<T> x, dy;
-  std::vector<R> weight, bias, window, dwindow;
-  std::unique_ptr<bool[]> mask;
+  Buffer<R> weight, bias, window, dwindow;
+  Buffer<char> mask;
+  Buffer<int64_t> cu_seqlens;
 
   explicit ConvInputs(const ConvShape& row) : x(row, row.layout, 0), dy(row, row.layout, 0) {
     std::mt19937 random(7);
     std::normal_distribution<float> normal;
     const auto draw = [&](int64_t count) {
-      std::vector<R> values(count);
+      Buffer<R> values(count);
       for (R& value : values) value = normal(random);
       return values;
     };
@@ -100,7 +104,8 @@ struct ConvInputs {
     bias = draw(row.channels);
     window = draw(row.sequences() * (row.width - 1) * row.channels);
     dwindow = draw(static_cast<int64_t>(window.size()));
-    mask = std::make_unique<bool[]>(row.batch * row.length + 1);
+    cu_seqlens.assign(row.cu_seqlens.begin(), row.cu_seqlens.end());
+    mask.resize(row.batch * row.length + 1);
     for (int64_t i = 0; i < row.batch * row.length; ++i) mask[i] = random() % 3 != 0;
     // What a masked step holds must not matter.
     if (row.mask && row.layout != ConvLayout::kBroadcastBatch && row.layout != ConvLayout::kBroadcastChannel)
@@ -111,9 +116,9 @@ struct ConvInputs {
   }
 
   void fill(const ConvShape& row, kernels::CausalConv1dInputs<T>& p) const {
-    p.layout = {row.batch, row.length, row.sequences(), row.cu_seqlens.empty() ? nullptr : row.cu_seqlens.data(),
+    p.layout = {row.batch, row.length, row.sequences(), cu_seqlens.empty() ? nullptr : cu_seqlens.data(),
                 {},        row.reverse};
-    if (row.mask) p.layout.mask = {mask.get(), row.length, 1};
+    if (row.mask) p.layout.mask = {reinterpret_cast<const bool*>(mask.data()), row.length, 1};
     p.channels = row.channels;
     p.width = row.width;
     p.activation = row.silu ? kernels::ConvActivation::kSilu : kernels::ConvActivation::kNone;
@@ -138,11 +143,11 @@ ConvResults run(const ConvShape& row, const ConvInputs<T>& inputs, const Forward
                 int64_t workspace_bytes) {
   using R = kernels::Accumulator<T>;
   const ConvLayout layout = output_layout(row.layout);
-  const auto nans = [](int64_t count) { return std::vector<R>(count, static_cast<R>(kNan)); };
+  const auto nans = [](int64_t count) { return Buffer<R>(count, static_cast<R>(kNan)); };
   const auto windows = static_cast<int64_t>(inputs.window.size());
   ConvBuffer<T> y(row, layout, kNan), dx(row, layout, kNan);
-  std::vector<R> final_window = nans(windows), dweight = nans(row.channels * row.width), dbias = nans(row.channels),
-                 dinitial = nans(windows), workspace = nans(workspace_bytes / static_cast<int64_t>(sizeof(R)) + 16);
+  Buffer<R> final_window = nans(windows), dweight = nans(row.channels * row.width), dbias = nans(row.channels),
+            dinitial = nans(windows), workspace = nans(workspace_bytes / static_cast<int64_t>(sizeof(R)) + 16);
   kernels::CausalConv1dForward<T> f;
   inputs.fill(row, f);
   f.y = y.view;
@@ -172,8 +177,19 @@ template <typename T>
 ConvResults run_kernel(const ConvShape& row, const ConvInputs<T>& inputs) {
   kernels::CausalConv1dInputs<T> p;
   inputs.fill(row, p);
-  return run(row, inputs, kernels::cpu::causal_conv1d_forward<T>, kernels::cpu::causal_conv1d_backward<T>,
-             kernels::causal_conv1d_backward_workspace_bytes(p));
+  int64_t bytes = kernels::cpu::causal_conv1d_backward_workspace_bytes(p);
+#ifdef ADDER_CUDA
+  if (current_device() == Device::kCuda) bytes = kernels::cuda::causal_conv1d_backward_workspace_bytes(p);
+#endif
+  const auto forward = [](const kernels::CausalConv1dForward<T>& params) {
+    run_kernel_on_device(params, kernels::cpu::causal_conv1d_forward<T>,
+                         ADDER_ON_CUDA(kernels::cuda::causal_conv1d_forward(on_cuda, nullptr)));
+  };
+  const auto backward = [](const kernels::CausalConv1dBackward<T>& params) {
+    run_kernel_on_device(params, kernels::cpu::causal_conv1d_backward<T>,
+                         ADDER_ON_CUDA(kernels::cuda::causal_conv1d_backward(on_cuda, nullptr)));
+  };
+  return run(row, inputs, forward, backward, bytes);
 }
 
 // The reference on the same values, after their rounding to T.

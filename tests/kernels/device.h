@@ -90,17 +90,24 @@ struct SharedAllocator {
 template <typename T>
 using Buffer = std::vector<T, SharedAllocator<T>>;
 
-// Calls on_cpu(params), or on_cuda(params, stream) and waits for it.
+// Calls on_cpu(params), or run_on_cuda(params) and waits for it.
 template <typename Params, typename OnCpu, typename OnCuda>
-void run_kernel_on_device(const Params& params, const OnCpu& on_cpu, const OnCuda& on_cuda) {
+void run_kernel_on_device(const Params& params, const OnCpu& on_cpu, const OnCuda& run_on_cuda) {
   if (current_device() == Device::kCpu) return on_cpu(params);
 #ifdef ADDER_CUDA
-  on_cuda(params);
+  run_on_cuda(params);
   const cudaError_t status = cudaDeviceSynchronize();
   ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
 #else
-  (void)on_cuda;
+  (void)run_on_cuda;
 #endif
 }
+
+// A call for the CUDA build alone, with the params as on_cuda.
+#ifdef ADDER_CUDA
+#define ADDER_ON_CUDA(call) [](const auto& on_cuda) { call; }
+#else
+#define ADDER_ON_CUDA(call) [](const auto&) {}
+#endif
 
 }  // namespace adder::tests

@@ -184,21 +184,13 @@ class ScanProblem {
 
 template <typename T>
 void run_forward(const kernels::SelectiveScanForward<T>& params) {
-  run_kernel_on_device(params, kernels::cpu::selective_scan_forward<T>, [](const auto& p) {
-    (void)p;
-#ifdef ADDER_CUDA
-    kernels::cuda::selective_scan_forward(p, nullptr);
-#endif
-  });
+  run_kernel_on_device(params, kernels::cpu::selective_scan_forward<T>,
+                       ADDER_ON_CUDA(kernels::cuda::selective_scan_forward(on_cuda, nullptr)));
 }
 template <typename T>
 void run_backward(const kernels::SelectiveScanBackward<T>& params) {
-  run_kernel_on_device(params, kernels::cpu::selective_scan_backward<T>, [](const auto& p) {
-    (void)p;
-#ifdef ADDER_CUDA
-    kernels::cuda::selective_scan_backward(p, nullptr);
-#endif
-  });
+  run_kernel_on_device(params, kernels::cpu::selective_scan_backward<T>,
+                       ADDER_ON_CUDA(kernels::cuda::selective_scan_backward(on_cuda, nullptr)));
 }
 
 }  // namespace adder::tests

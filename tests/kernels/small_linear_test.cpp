@@ -5,6 +5,9 @@
 #include "adder/kernels/small_linear_ref.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/every_target.h"
+#ifdef ADDER_CUDA
+#include "adder/kernels/small_linear_cuda.h"
+#endif
 
 namespace adder::tests {
 namespace {
@@ -16,9 +19,9 @@ template <typename X, typename W>
 struct Problem {
   using R = kernels::Accumulator<X>;
   int64_t rows, in, out;
-  std::vector<X> x, y;
-  std::vector<W> weight;
-  std::vector<R> bias;
+  Buffer<X> x, y;
+  Buffer<W> weight;
+  Buffer<R> bias;
 
   Problem(int64_t rows_, int64_t in_, int64_t out_) : rows(rows_), in(in_), out(out_) {
     x = normal_values<X>(rows * in, 1, 1);
@@ -37,7 +40,7 @@ struct Problem {
     p.bias = with_bias ? bias.data() : nullptr;
     p.y = y.data();
     p.threads = threads;
-    kernels::cpu::small_linear(p);
+    run_kernel_on_device(p, kernels::cpu::small_linear<X, W>, ADDER_ON_CUDA(kernels::cuda::small_linear(on_cuda, nullptr)));
   }
 };
 
@@ -61,12 +64,14 @@ void compare_all(int64_t rows, int64_t in, int64_t out) {
 }
 
 TEST(SmallLinear, AgreesWithTheReference) {
-  for (int64_t rows = 0; rows <= kernels::kSmallLinearRows; ++rows) compare_all(rows, 70, 37);
-  for (const int64_t rows : {9, 15, 16, 17, 70}) compare_all(rows, 70, 37);
-  for (const int64_t in : {0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 64, 768, 1537}) compare_all(3, in, 20);
-  for (const int64_t out : {0, 1, 2, 7, 8, 9, 15, 1000}) compare_all(2, 48, out);
-  compare<float, float>(4, 70, 37, false);
-  compare<bfloat16, bfloat16>(1, 768, 9000, false);
+  for_each_device([&] {
+    for (int64_t rows = 0; rows <= kernels::kSmallLinearRows; ++rows) compare_all(rows, 70, 37);
+    for (const int64_t rows : {9, 15, 16, 17, 70}) compare_all(rows, 70, 37);
+    for (const int64_t in : {0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 64, 768, 1537}) compare_all(3, in, 20);
+    for (const int64_t out : {0, 1, 2, 7, 8, 9, 15, 1000}) compare_all(2, 48, out);
+    compare<float, float>(4, 70, 37, false);
+    compare<bfloat16, bfloat16>(1, 768, 9000, false);
+  });
 }
 
 TEST(SmallLinear, EveryInstructionSet) {
@@ -83,34 +88,37 @@ void expect_rows_alone(int64_t in, int64_t out) {
     for (const int64_t threads : {1, 2, 3}) {
       Problem<X, W> few(rows, in, out);  // the first rows of `all`
       few.run(true, threads);
-      EXPECT_TRUE(same_bits(few.y, std::vector<X>(all.y.begin(), all.y.begin() + rows * out)))
-          << rows << " " << threads;
+      EXPECT_TRUE(same_bits(few.y, Buffer<X>(all.y.begin(), all.y.begin() + rows * out))) << rows << " " << threads;
     }
 }
 
 TEST(SmallLinear, ARowDependsNeitherOnTheOthersNorOnThreads) {
-  expect_rows_alone<float, float>(300, 501);
-  expect_rows_alone<float, bfloat16>(300, 501);
-  expect_rows_alone<bfloat16, bfloat16>(301, 1003);
-  expect_rows_alone<double, double>(47, 800);
+  for_each_device([&] {
+    expect_rows_alone<float, float>(300, 501);
+    expect_rows_alone<float, bfloat16>(300, 501);
+    expect_rows_alone<bfloat16, bfloat16>(301, 1003);
+    expect_rows_alone<double, double>(47, 800);
+  });
 }
 
 TEST(SmallLinear, InfiniteAndNanInputsStayVisible) {
-  const float inf = std::numeric_limits<float>::infinity();
-  for (const float bad : {inf, -inf, std::nanf("")})
-    for (const int64_t place : {0, 36}) {
-      Problem<float, float> problem(2, 37, 5);
-      problem.x[place] = bad;
-      problem.run();
-      for (int64_t o = 0; o < 5; ++o) {
-        EXPECT_FALSE(std::isfinite(problem.y[o]));
-        EXPECT_TRUE(std::isfinite(problem.y[5 + o]));
+  for_each_device([&] {
+    const float inf = std::numeric_limits<float>::infinity();
+    for (const float bad : {inf, -inf, std::nanf("")})
+      for (const int64_t place : {0, 36}) {
+        Problem<float, float> problem(2, 37, 5);
+        problem.x[place] = bad;
+        problem.run();
+        for (int64_t o = 0; o < 5; ++o) {
+          EXPECT_FALSE(std::isfinite(problem.y[o]));
+          EXPECT_TRUE(std::isfinite(problem.y[5 + o]));
+        }
+        Problem<float, bfloat16> weights(2, 37, 5);
+        weights.weight[2 * 37 + place] = kernels::from_float<bfloat16>(bad);
+        weights.run();
+        for (int64_t o = 0; o < 5; ++o) EXPECT_EQ(std::isfinite(weights.y[5 + o]), o != 2);
       }
-      Problem<float, bfloat16> weights(2, 37, 5);
-      weights.weight[2 * 37 + place] = kernels::from_float<bfloat16>(bad);
-      weights.run();
-      for (int64_t o = 0; o < 5; ++o) EXPECT_EQ(std::isfinite(weights.y[5 + o]), o != 2);
-    }
+  });
 }
 
 }  // namespace

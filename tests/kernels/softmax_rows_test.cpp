@@ -5,6 +5,9 @@
 #include "adder/kernels/softmax_rows_ref.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/every_target.h"
+#ifdef ADDER_CUDA
+#include "adder/kernels/softmax_rows_cuda.h"
+#endif
 
 namespace adder::tests {
 namespace {
@@ -16,9 +19,9 @@ template <typename T>
 struct Problem {
   using R = kernels::Accumulator<T>;
   int64_t rows, vocab;
-  std::vector<T> logits;
-  std::vector<int64_t> targets, predictions;
-  std::vector<R> losses;
+  Buffer<T> logits;
+  Buffer<int64_t> targets, predictions;
+  Buffer<R> losses;
 
   Problem(int64_t rows_, int64_t vocab_, double scale = 3) : rows(rows_), vocab(vocab_) {
     logits = normal_values<T>(rows * vocab, scale, 1);
@@ -39,7 +42,7 @@ struct Problem {
     p.losses = losses.data();
     p.predictions = predictions.data();
     p.threads = threads;
-    kernels::cpu::softmax_rows(p);
+    run_kernel_on_device(p, kernels::cpu::softmax_rows<T>, ADDER_ON_CUDA(kernels::cuda::softmax_rows(on_cuda, nullptr)));
   }
 };
 
@@ -66,13 +69,15 @@ void compare(int64_t rows, int64_t vocab, double logit_scale = 3) {
 }
 
 TEST(SoftmaxRows, AgreesWithTheReference) {
-  for (const int64_t vocab : {1, 2, 15, 16, 17, 31, 32, 33, 100, 1023, 1025, 4099}) {
-    SCOPED_TRACE(vocab);
-    compare<float>(9, vocab);
-    compare<double>(9, vocab);
-    compare<bfloat16>(9, vocab);
-    compare<kernels::float16>(9, vocab);
-  }
+  for_each_device([&] {
+    for (const int64_t vocab : {1, 2, 15, 16, 17, 31, 32, 33, 100, 1023, 1025, 4099}) {
+      SCOPED_TRACE(vocab);
+      compare<float>(9, vocab);
+      compare<double>(9, vocab);
+      compare<bfloat16>(9, vocab);
+      compare<kernels::float16>(9, vocab);
+    }
+  });
 }
 
 TEST(SoftmaxRows, EveryInstructionSet) {
@@ -87,71 +92,82 @@ TEST(SoftmaxRows, EveryInstructionSet) {
 }
 
 TEST(SoftmaxRows, NoRows) {
-  compare<float>(0, 10);
+  for_each_device([&] { compare<float>(0, 10); });
 }
 
 TEST(SoftmaxRows, ManySmallRows) {
-  compare<float>(5000, 11);
+  for_each_device([&] { compare<float>(5000, 11); });
 }
 
 TEST(SoftmaxRows, WideVocabularyAndSharpRows) {
-  compare<float>(4, 50280);
-  compare<float>(8, 300, 100);
-  compare<bfloat16>(8, 300, 100);
-  compare<kernels::float16>(8, 300, 100);
-}
-
-TEST(SoftmaxRows, SameBitsForAnyNumberOfThreads) {
-  Problem<float> one(300, 777);
-  one.run(true, 0.5f, 1);
-  for (const int64_t threads : {1, 2, 3}) {
-    Problem<float> many(300, 777);
-    many.run(true, 0.5f, threads);
-    EXPECT_TRUE(same_bits(one.logits, many.logits) && same_bits(one.losses, many.losses)) << threads;
-  }
-}
-
-TEST(SoftmaxRows, FirstOfEqualLogitsIsPredicted) {
-  for (const int64_t vocab : {3, 40, 2000}) {
-    Problem<float> problem(1, vocab);
-    std::fill(problem.logits.begin(), problem.logits.end(), -1.0f);
-    problem.run(false);
-    EXPECT_EQ(problem.predictions[0], 0);
-    problem.logits[vocab - 1] = problem.logits[vocab - 2] = 4;
-    problem.run(false);
-    EXPECT_EQ(problem.predictions[0], vocab - 2);
-  }
-}
-
-TEST(SoftmaxRows, NanAndInfinityStayVisibleInTheirRow) {
-  on_every_target([] {
-    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()})
-      for (const int64_t place : {0, 20, 36}) {
-        Problem<float> problem(3, 37);
-        problem.logits[37 + place] = bad;
-        problem.run(true);
-        EXPECT_TRUE(std::isnan(problem.losses[1]));
-        EXPECT_EQ(problem.predictions[1], place);
-        for (int64_t i = 37; i < 74; ++i) EXPECT_TRUE(std::isnan(problem.logits[i]));
-        EXPECT_TRUE(std::isfinite(problem.losses[0]) && std::isfinite(problem.losses[2]));
-        EXPECT_TRUE(std::isfinite(problem.logits[36]) && std::isfinite(problem.logits[74]));
-      }
+  for_each_device([&] {
+    compare<float>(4, 50280);
+    compare<float>(8, 300, 100);
+    compare<bfloat16>(8, 300, 100);
+    compare<kernels::float16>(8, 300, 100);
   });
 }
 
+TEST(SoftmaxRows, SameBitsForAnyNumberOfThreads) {
+  for_each_device([&] {
+    Problem<float> one(300, 777);
+    one.run(true, 0.5f, 1);
+    for (const int64_t threads : {1, 2, 3}) {
+      Problem<float> many(300, 777);
+      many.run(true, 0.5f, threads);
+      EXPECT_TRUE(same_bits(one.logits, many.logits) && same_bits(one.losses, many.losses)) << threads;
+    }
+  });
+}
+
+TEST(SoftmaxRows, FirstOfEqualLogitsIsPredicted) {
+  for_each_device([&] {
+    for (const int64_t vocab : {3, 40, 2000}) {
+      Problem<float> problem(1, vocab);
+      std::fill(problem.logits.begin(), problem.logits.end(), -1.0f);
+      problem.run(false);
+      EXPECT_EQ(problem.predictions[0], 0);
+      problem.logits[vocab - 1] = problem.logits[vocab - 2] = 4;
+      problem.run(false);
+      EXPECT_EQ(problem.predictions[0], vocab - 2);
+    }
+  });
+}
+
+void expect_nonfinite_stays_in_its_row() {
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()})
+    for (const int64_t place : {0, 20, 36}) {
+      Problem<float> problem(3, 37);
+      problem.logits[37 + place] = bad;
+      problem.run(true);
+      EXPECT_TRUE(std::isnan(problem.losses[1]));
+      EXPECT_EQ(problem.predictions[1], place);
+      for (int64_t i = 37; i < 74; ++i) EXPECT_TRUE(std::isnan(problem.logits[i]));
+      EXPECT_TRUE(std::isfinite(problem.losses[0]) && std::isfinite(problem.losses[2]));
+      EXPECT_TRUE(std::isfinite(problem.logits[36]) && std::isfinite(problem.logits[74]));
+    }
+}
+
+TEST(SoftmaxRows, NanAndInfinityStayVisibleInTheirRow) {
+  for_each_device([] { expect_nonfinite_stays_in_its_row(); });
+  on_every_target([] { expect_nonfinite_stays_in_its_row(); });
+}
+
 TEST(SoftmaxRows, MinusInfinityIsAProbabilityOfZero) {
-  const float inf = std::numeric_limits<float>::infinity();
-  Problem<float> problem(2, 37);
-  for (float& x : problem.logits) x = -inf;
-  problem.logits[5] = problem.logits[6] = problem.logits[37 + 3] = 2;
-  problem.targets = {5, 9};
-  problem.run(true);
-  EXPECT_NEAR(problem.losses[0], std::log(2.0f), 1e-6f);
-  EXPECT_EQ(problem.losses[1], inf);
-  EXPECT_EQ(problem.logits[0], 0);
-  EXPECT_NEAR(problem.logits[5], -0.5f, 1e-6f);
-  EXPECT_NEAR(problem.logits[6], 0.5f, 1e-6f);
-  EXPECT_EQ(problem.logits[37 + 9], -1);
+  for_each_device([&] {
+    const float inf = std::numeric_limits<float>::infinity();
+    Problem<float> problem(2, 37);
+    for (float& x : problem.logits) x = -inf;
+    problem.logits[5] = problem.logits[6] = problem.logits[37 + 3] = 2;
+    problem.targets = {5, 9};
+    problem.run(true);
+    EXPECT_NEAR(problem.losses[0], std::log(2.0f), 1e-6f);
+    EXPECT_EQ(problem.losses[1], inf);
+    EXPECT_EQ(problem.logits[0], 0);
+    EXPECT_NEAR(problem.logits[5], -0.5f, 1e-6f);
+    EXPECT_NEAR(problem.logits[6], 0.5f, 1e-6f);
+    EXPECT_EQ(problem.logits[37 + 9], -1);
+  });
 }
 
 }  // namespace

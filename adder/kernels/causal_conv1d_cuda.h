@@ -1,0 +1,41 @@
+#pragma once
+
+#include "adder/kernels/causal_conv1d.h"
+#include "adder/kernels/cuda_stream.h"
+
+// The CUDA kernels of the causal convolution. All pointers are the device's, cu_seqlens too; work is queued on the
+// stream.
+namespace adder::kernels::cuda {
+
+template <typename T>
+void causal_conv1d_forward(const CausalConv1dForward<T>& params, CudaStream stream);
+template <typename T>
+void causal_conv1d_backward(const CausalConv1dBackward<T>& params, CudaStream stream);
+template <typename T>
+int64_t causal_conv1d_backward_workspace_bytes(const CausalConv1dInputs<T>& inputs);
+
+// Every option, any width and strides.
+template <typename T>
+void causal_conv1d_forward_generic(const CausalConv1dForward<T>& params, CudaStream stream);
+template <typename T>
+void causal_conv1d_backward_generic(const CausalConv1dBackward<T>& params, CudaStream stream);
+
+// Widths 2 to 4 without mask and packing, channels side by side and aligned to 16 bytes.
+template <typename T>
+bool causal_conv1d_is_fast(const CausalConv1dInputs<T>& inputs);
+template <typename T>
+void causal_conv1d_forward_fast(const CausalConv1dForward<T>& params, CudaStream stream);
+template <typename T>
+void causal_conv1d_backward_fast(const CausalConv1dBackward<T>& params, CudaStream stream);
+
+// How the backward pass divides the sums over steps: each slab's sums lie in the workspace as (slabs, K + 1, D), the
+// bias last, and are added in order.
+struct ConvSlabs {
+  int64_t length = 1, count = 0;  // steps of all sequences, or of one, in a slab; how many slabs
+};
+template <typename T>
+ConvSlabs causal_conv1d_slabs(const CausalConv1dInputs<T>& inputs);
+template <typename T>
+void causal_conv1d_sum_slabs(const CausalConv1dBackward<T>& params, int64_t slabs, CudaStream stream);
+
+}  // namespace adder::kernels::cuda

@@ -1,0 +1,142 @@
+#include "adder/kernels/cuda_launch.cuh"
+#include "adder/kernels/cuda_numbers.cuh"
+#include "adder/kernels/softmax_rows_cuda.h"
+
+namespace adder::kernels::cuda {
+namespace {
+
+// The largest value and its place; a NaN is larger than all, and of equals the first is.
+template <typename R>
+struct Best {
+  R value;
+  int64_t place;
+  __device__ __forceinline__ void take(R x, int64_t i) {
+    const bool nan = isnan(x), had = isnan(value);
+    if ((nan && (!had || i < place)) || (!nan && !had && (x > value || (x == value && i < place))))
+      value = x, place = i;
+  }
+};
+
+template <typename Value, typename Combine>
+__device__ Value reduce_block(Value x, Value* shared, const Combine& combine) {
+  __syncthreads();
+  shared[threadIdx.x] = x;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) combine(shared[threadIdx.x], shared[threadIdx.x + half]);
+  }
+  __syncthreads();
+  return shared[0];
+}
+
+template <typename T, int kVector>
+struct alignas(sizeof(T) * kVector) Vector {
+  T value[kVector];
+};
+
+template <typename T, int kVector>
+__global__ void softmax(const SoftmaxRows<T> p) {
+  using R = Accumulator<T>;
+  __shared__ Best<R> best_shared[512];
+  __shared__ double sum_shared[512];
+  const R scale = p.scale_there != nullptr ? *p.scale_there : p.scale;
+  const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    T* const logits = p.logits + row * p.vocab;
+    const auto each = [&](const auto& f) {
+      for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
+        const auto v = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) f(widen(v.value[k]), i + k);
+      }
+    };
+    Best<R> best{-static_cast<R>(INFINITY), p.vocab};
+    each([&](R x, int64_t i) { best.take(x, i); });
+    best = reduce_block(best, best_shared, [](Best<R>& a, const Best<R>& b) { a.take(b.value, b.place); });
+    const int64_t target = p.targets[row];
+    const bool ignored = target == p.ignore_index, valid = target >= 0 && target < p.vocab;
+    double sum = 0;
+    R part = 0;
+    each([&](R x, int64_t) { part += exp(x - best.value); });
+    sum = reduce_block<double>(part, sum_shared, [](double& a, double b) { a += b; });
+    const R at_target = valid ? widen(logits[target]) : static_cast<R>(NAN);
+    __syncthreads();  // the target's logit has been read
+    if (threadIdx.x == 0) {
+      p.predictions[row] = min(best.place, p.vocab - 1);
+      p.losses[row] =
+          ignored ? R(0)
+                  : static_cast<R>(log(sum) + (static_cast<double>(best.value) - static_cast<double>(at_target)));
+    }
+    if (!p.write_gradient) continue;
+    const R factor = ignored ? R(0) : valid ? static_cast<R>(scale / sum) : static_cast<R>(NAN);
+    const R target_gradient =
+        scale * static_cast<R>(exp(static_cast<double>(at_target) - static_cast<double>(best.value)) / sum - 1.0);
+    for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
+      auto v = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k)
+        v.value[k] = narrow<T>(ignored           ? R(0)
+                               : i + k == target ? target_gradient
+                                                 : exp(widen(v.value[k]) - best.value) * factor);
+      *reinterpret_cast<Vector<T, kVector>*>(logits + i) = v;
+    }
+  }
+}
+
+constexpr int kSumThreads = 512;
+
+template <typename R>
+__global__ void scale_of(const int64_t* targets, int64_t rows, int64_t ignore_index, R* scale) {
+  __shared__ int64_t shared[kSumThreads];
+  int64_t count = 0;
+  for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) count += targets[i] != ignore_index ? 1 : 0;
+  count = reduce_block(count, shared, [](int64_t& a, int64_t b) { a += b; });
+  if (threadIdx.x == 0) *scale = R(1) / static_cast<R>(max(count, int64_t{1}));
+}
+
+template <typename R>
+__global__ void mean_of(const R* losses, int64_t rows, const R* scale, R* loss) {
+  __shared__ double shared[kSumThreads];
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) sum += losses[i];
+  sum = reduce_block(sum, shared, [](double& a, double b) { a += b; });
+  if (threadIdx.x == 0) *loss = static_cast<R>(sum * static_cast<double>(*scale));
+}
+
+}  // namespace
+
+template <typename T>
+void softmax_rows(const SoftmaxRows<T>& p, CudaStream stream) {
+  if (p.rows == 0) return;
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const bool vectors = p.vocab % kVector == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
+  const int threads = p.vocab <= 256 ? 32 : p.vocab <= 4096 ? 128 : 512;
+  if (vectors)
+    softmax<T, kVector><<<grid_for(p.rows, 1), threads, 0, stream>>>(p);
+  else
+    softmax<T, 1><<<grid_for(p.rows, 1), threads, 0, stream>>>(p);
+  check_launch("linear_cross_entropy, softmax");
+}
+
+template <typename R>
+void target_scale(const int64_t* targets, int64_t rows, int64_t ignore_index, R* scale, CudaStream stream) {
+  scale_of<<<1, kSumThreads, 0, stream>>>(targets, rows, ignore_index, scale);
+  check_launch("linear_cross_entropy, count");
+}
+
+template <typename R>
+void mean_loss(const R* losses, int64_t rows, const R* scale, R* loss, CudaStream stream) {
+  mean_of<<<1, kSumThreads, 0, stream>>>(losses, rows, scale, loss);
+  check_launch("linear_cross_entropy, mean");
+}
+
+template void softmax_rows(const SoftmaxRows<float>&, CudaStream);
+template void softmax_rows(const SoftmaxRows<double>&, CudaStream);
+template void softmax_rows(const SoftmaxRows<bfloat16>&, CudaStream);
+template void softmax_rows(const SoftmaxRows<float16>&, CudaStream);
+template void target_scale(const int64_t*, int64_t, int64_t, float*, CudaStream);
+template void target_scale(const int64_t*, int64_t, int64_t, double*, CudaStream);
+template void mean_loss(const float*, int64_t, const float*, float*, CudaStream);
+template void mean_loss(const double*, int64_t, const double*, double*, CudaStream);
+
+}  // namespace adder::kernels::cuda
