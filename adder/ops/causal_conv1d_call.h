@@ -54,7 +54,7 @@ ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
 
 template <typename Kernels>
 ConvBackwardResult conv_backward(const at::Tensor& dy, const std::optional<at::Tensor>& dfinal_window,
-                                ADDER_CAUSAL_CONV1D_ARGUMENTS) {
+                                 ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   check_causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
   if (present(cu_seqlens)) check_cu_seqlens_values("causal_conv1d", *cu_seqlens, x.size(1));
   const auto like = [](const at::Tensor& t) { return at::empty(t.sizes(), t.options()); };
@@ -78,8 +78,7 @@ ConvBackwardResult conv_backward(const at::Tensor& dy, const std::optional<at::T
     p.dweight = numbers<R>(dweight);
     if (present(bias)) p.dbias = numbers<R>(dbias);
     if (present(initial_window)) p.dinitial_window = numbers<R>(dinitial_window);
-    const at::Tensor workspace =
-        at::empty({Kernels::backward_workspace_bytes(p)}, x.options().dtype(at::kByte));
+    const at::Tensor workspace = at::empty({Kernels::backward_workspace_bytes(p)}, x.options().dtype(at::kByte));
     p.workspace = workspace.data_ptr();
     Kernels::backward(p);
   });

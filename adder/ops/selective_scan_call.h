@@ -85,7 +85,7 @@ ScanForwardResult scan_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
 
 template <typename Kernels>
 ScanBackwardResult scan_backward(const at::Tensor& dy, const OptionalTensor& dfinal_state,
-                                const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
+                                 const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
   const int64_t sequences =
       check_selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES).expect_int();
   if (present(cu_seqlens)) check_cu_seqlens_values("selective_scan", *cu_seqlens, u.size(1));
@@ -128,8 +128,7 @@ ScanBackwardResult scan_backward(const at::Tensor& dy, const OptionalTensor& dfi
     if (present(D)) p.dD = numbers<R>(dD);
     if (present(delta_bias)) p.ddelta_bias = numbers<R>(ddelta_bias);
     if (present(initial_state)) p.dinitial_state = numbers<R>(dinitial);
-    const at::Tensor workspace =
-        at::empty({Kernels::backward_workspace_bytes(p)}, u.options().dtype(at::kByte));
+    const at::Tensor workspace = at::empty({Kernels::backward_workspace_bytes(p)}, u.options().dtype(at::kByte));
     p.workspace = workspace.data_ptr();
     Kernels::backward(p);
   });

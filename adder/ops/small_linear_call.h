@@ -12,7 +12,8 @@
 namespace adder::ops {
 
 template <typename Kernels, typename X, typename W>
-void run_small_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t rows, const at::Tensor& y) {
+void run_small_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t rows,
+                      const at::Tensor& y) {
   using R = kernels::Accumulator<X>;
   kernels::SmallLinear<X, W> p;
   p.in = weight.size(1);
@@ -40,7 +41,8 @@ at::Tensor small_linear_forward(ADDER_SMALL_LINEAR_ARGUMENTS) {
     if constexpr (std::is_same_v<X, float>) {
       if (weight.scalar_type() == at::kBFloat16)
         return run_small_linear<Kernels, X, kernels::bfloat16>(x_rows, weight_rows, wide_bias, rows, y);
-      if (weight.scalar_type() == at::kHalf) return run_small_linear<Kernels, X, kernels::float16>(x_rows, weight_rows, wide_bias, rows, y);
+      if (weight.scalar_type() == at::kHalf)
+        return run_small_linear<Kernels, X, kernels::float16>(x_rows, weight_rows, wide_bias, rows, y);
     }
     run_small_linear<Kernels, X, X>(x_rows, weight_rows, wide_bias, rows, y);
   });

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "adder/kernels/dtype.h"
-#include "tests/kernels/device.h"
+#include "tests/device.h"
 #include "tests/tolerances.h"
 
 // What the tests of row kernels share: values, and how results are compared.

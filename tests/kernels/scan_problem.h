@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "adder/kernels/selective_scan.h"
-#include "tests/kernels/device.h"
+#include "tests/device.h"
 #ifdef ADDER_CUDA
 #include "adder/kernels/selective_scan_cuda.h"
 #endif

@@ -120,6 +120,40 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
     s.complex = true;
     s.cu_seqlens = {0, 31, 100};
   });
+  // 16 states, as in the published models, and 8: shapes that the GPU has kernels of their own for.
+  const auto usual = [&](const std::string& name, auto change) {
+    for (const int64_t N : {8, 16})
+      row("usual_N" + std::to_string(N) + "_" + name, [&](ScanShape& s) {
+        s.N = N;
+        s.D = 48;
+        change(s);
+      });
+  };
+  usual("base", [](auto&) {});
+  for (const int64_t L : {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 300})
+    usual("L" + std::to_string(L), [=](auto& s) { s.L = L; });
+  for (const int64_t D : {1, 7, 8, 15, 20, 40, 56, 130}) usual("D" + std::to_string(D), [=](auto& s) { s.D = D; });
+  usual("B5", [](auto& s) { s.B = 5; });
+  usual("groups2", [](auto& s) { s.G = 2; });
+  usual("groups6", [](auto& s) { s.G = 6; });
+  usual("groups_of_one_channel", [](auto& s) { s.D = s.G = 5; });
+  usual("no_gate", [](auto& s) { s.gate = false; });
+  usual("nothing_optional", [](auto& s) { s.skip = s.gate = s.bias = s.softplus = s.initial = false; });
+  usual("mask", [](auto& s) { s.mask = true; });
+  usual("reverse", [](auto& s) { s.reverse = true; });
+  usual("reverse_mask", [](auto& s) { s.reverse = s.mask = true; });
+  usual("strided", [](auto& s) { s.strided = true; });
+  usual("packed", [](auto& s) {
+    s.B = 1;
+    s.L = 200;
+    s.cu_seqlens = {0, 1, 1, 66, 130, 197, 200, 200};
+  });
+  usual("packed_reverse", [](auto& s) {
+    s.B = 1;
+    s.L = 200;
+    s.reverse = true;
+    s.cu_seqlens = {0, 0, 64, 67, 200};
+  });
   return rows;
 }
 

@@ -40,7 +40,8 @@ struct Problem {
     p.bias = with_bias ? bias.data() : nullptr;
     p.y = y.data();
     p.threads = threads;
-    run_kernel_on_device(p, kernels::cpu::small_linear<X, W>, ADDER_ON_CUDA(kernels::cuda::small_linear(on_cuda, nullptr)));
+    run_kernel_on_device(p, kernels::cpu::small_linear<X, W>,
+                         ADDER_ON_CUDA(kernels::cuda::small_linear(on_cuda, nullptr)));
   }
 };
 

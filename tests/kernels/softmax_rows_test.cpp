@@ -42,7 +42,8 @@ struct Problem {
     p.losses = losses.data();
     p.predictions = predictions.data();
     p.threads = threads;
-    run_kernel_on_device(p, kernels::cpu::softmax_rows<T>, ADDER_ON_CUDA(kernels::cuda::softmax_rows(on_cuda, nullptr)));
+    run_kernel_on_device(p, kernels::cpu::softmax_rows<T>,
+                         ADDER_ON_CUDA(kernels::cuda::softmax_rows(on_cuda, nullptr)));
   }
 };
 

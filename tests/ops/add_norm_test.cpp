@@ -70,7 +70,7 @@ std::vector<Case> cases() {
 class AddNorm : public testing::TestWithParam<Case> {};
 
 void compare(const Case& c, at::ScalarType dtype, Tolerance forward, Tolerance backward) {
-  const Outcome got(ops::add_norm, c, dtype, dtype), expected(ops::add_norm_composite, c, at::kDouble, at::kDouble);
+  const Outcome got(here::add_norm, c, dtype, dtype), expected(ops::add_norm_composite, c, at::kDouble, at::kDouble);
   EXPECT_EQ(got.y.scalar_type(), dtype);
   expect_near("y", got.y, expected.y, forward);
   expect_near("residual_out", got.residual_out, expected.residual_out, forward);
@@ -84,53 +84,59 @@ void compare(const Case& c, at::ScalarType dtype, Tolerance forward, Tolerance b
 }
 
 TEST_P(AddNorm, Float32) {
-  compare(GetParam(), at::kFloat, kFloat32Forward, kFloat32Backward);
+  for_each_device([&] { compare(GetParam(), at::kFloat, kFloat32Forward, kFloat32Backward); });
 }
 TEST_P(AddNorm, Float64) {
-  compare(GetParam(), at::kDouble, kFloat64Forward, kFloat64Backward);
+  for_each_device([&] { compare(GetParam(), at::kDouble, kFloat64Forward, kFloat64Backward); });
 }
 
 TEST_P(AddNorm, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
-  const Case& c = GetParam();
-  if (c.shape == std::vector<int64_t>{2, 0, 16}) GTEST_SKIP() << "no elements";
-  const Outcome truth(ops::add_norm_composite, c, at::kDouble, at::kDouble);
-  for (const auto& [x, out] : {std::pair(at::kBFloat16, at::kBFloat16),
-                               {at::kHalf, at::kHalf},
-                               {at::kFloat, at::kBFloat16},
-                               {at::kBFloat16, at::kFloat}}) {
-    const Outcome got(ops::add_norm, c, x, out), composite(ops::add_norm_composite, c, x, out);
-    const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
-      EXPECT_EQ(a.scalar_type(), b.scalar_type()) << name;
-      EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>())
-          << name << " " << x << " " << out;
-    };
-    check("y", got.y, composite.y, truth.y);
-    check("residual_out", got.residual_out, composite.residual_out, truth.residual_out);
-    const char* names[] = {"dx", "dresidual", "dweight", "dbias"};
-    for (int i = 0; i < 4; ++i)
-      if (truth.gradients[i].defined()) check(names[i], got.gradients[i], composite.gradients[i], truth.gradients[i]);
-  }
+  for_each_device([&] {
+    const Case& c = GetParam();
+    if (c.shape == std::vector<int64_t>{2, 0, 16}) GTEST_SKIP() << "no elements";
+    const Outcome truth(ops::add_norm_composite, c, at::kDouble, at::kDouble);
+    for (const auto& [x, out] : {std::pair(at::kBFloat16, at::kBFloat16),
+                                 {at::kHalf, at::kHalf},
+                                 {at::kFloat, at::kBFloat16},
+                                 {at::kBFloat16, at::kFloat}}) {
+      const Outcome got(here::add_norm, c, x, out), composite(ops::add_norm_composite, c, x, out);
+      const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
+        EXPECT_EQ(a.scalar_type(), b.scalar_type()) << name;
+        EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>())
+            << name << " " << x << " " << out;
+      };
+      check("y", got.y, composite.y, truth.y);
+      check("residual_out", got.residual_out, composite.residual_out, truth.residual_out);
+      const char* names[] = {"dx", "dresidual", "dweight", "dbias"};
+      for (int i = 0; i < 4; ++i)
+        if (truth.gradients[i].defined()) check(names[i], got.gradients[i], composite.gradients[i], truth.gradients[i]);
+    }
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, AddNorm, testing::ValuesIn(cases()), [](const auto& test) { return test.param.name; });
 
 TEST(AddNormOp, OutputsAliasNoInputAndStridesDoNotMatter) {
-  const at::Tensor x = at::randn({4, 6, 20}), weight = at::randn({20});
-  const auto [y, residual_out] = ops::add_norm(x, {}, weight, {});
-  EXPECT_NE(residual_out.data_ptr(), x.data_ptr());
-  EXPECT_TRUE(at::equal(residual_out, x));
-  const at::Tensor view = at::randn({6, 40, 4}).permute({2, 0, 1}).slice(2, 0, 40, 2);
-  const auto [a, ra] = ops::add_norm(view, view, weight, {});
-  const auto [b, rb] = ops::add_norm(view.contiguous(), view.contiguous(), weight, {});
-  EXPECT_TRUE(at::equal(a, b) && at::equal(ra, rb));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 6, 20}), weight = at::randn({20});
+    const auto [y, residual_out] = here::add_norm(x, {}, weight, {});
+    EXPECT_NE(residual_out.data_ptr(), x.data_ptr());
+    EXPECT_TRUE(at::equal(residual_out, x));
+    const at::Tensor view = at::randn({6, 40, 4}).permute({2, 0, 1}).slice(2, 0, 40, 2);
+    const auto [a, ra] = here::add_norm(view, view, weight, {});
+    const auto [b, rb] = here::add_norm(view.contiguous(), view.contiguous(), weight, {});
+    EXPECT_TRUE(at::equal(a, b) && at::equal(ra, rb));
+  });
 }
 
 TEST(AddNormOp, WeightsOfOtherTypesGetGradientsOfTheirType) {
-  const at::Tensor x = at::randn({4, 20}, at::kBFloat16), weight = at::randn({20}, at::kBFloat16).requires_grad_();
-  const at::Tensor bias = at::randn({20}, at::kHalf).requires_grad_();
-  std::get<0>(ops::add_norm(x, {}, weight, bias)).sum().backward();
-  EXPECT_EQ(weight.grad().scalar_type(), at::kBFloat16);
-  EXPECT_EQ(bias.grad().scalar_type(), at::kHalf);
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 20}, at::kBFloat16), weight = at::randn({20}, at::kBFloat16).requires_grad_();
+    const at::Tensor bias = at::randn({20}, at::kHalf).requires_grad_();
+    std::get<0>(here::add_norm(x, {}, weight, bias)).sum().backward();
+    EXPECT_EQ(weight.grad().scalar_type(), at::kBFloat16);
+    EXPECT_EQ(bias.grad().scalar_type(), at::kHalf);
+  });
 }
 
 TEST(AddNormOp, Meta) {
@@ -138,24 +144,26 @@ TEST(AddNormOp, Meta) {
   const at::Tensor weight = at::empty({20}, at::device(at::kMeta));
   AddNormOptions options;
   options.out_dtype = at::kHalf;
-  const auto [y, residual_out] = ops::add_norm(x, {}, weight, {}, options);
+  const auto [y, residual_out] = here::add_norm(x, {}, weight, {}, options);
   EXPECT_EQ(y.sizes(), x.sizes());
   EXPECT_EQ(y.scalar_type(), at::kHalf);
   EXPECT_EQ(residual_out.scalar_type(), at::kFloat);
 }
 
 TEST(AddNormOp, SecondDerivativesAreRefused) {
-  const at::Tensor x = at::randn({4, 20}).requires_grad_(), weight = at::randn({20});
-  const at::Tensor y = std::get<0>(ops::add_norm(x, {}, weight, {}));
-  EXPECT_THAT(error_text([&] { torch::autograd::grad({y.sum()}, {x}, {}, true, true); }),
-              HasSubstr("add_norm: has no second derivative"));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 20}).requires_grad_(), weight = at::randn({20});
+    const at::Tensor y = std::get<0>(here::add_norm(x, {}, weight, {}));
+    EXPECT_THAT(error_text([&] { torch::autograd::grad({y.sum()}, {x}, {}, true, true); }),
+                HasSubstr("add_norm: has no second derivative"));
+  });
 }
 
 TEST(AddNormOp, ErrorsNameArgumentRuleAndValue) {
   const at::Tensor x = at::randn({2, 3, 20}), weight = at::randn({20});
   const auto text = [&](const at::Tensor& x_, std::optional<at::Tensor> residual, const at::Tensor& weight_,
                         std::optional<at::Tensor> bias, AddNormOptions options = {}) {
-    return error_text([&] { ops::add_norm(x_, residual, weight_, bias, options); });
+    return error_text([&] { here::add_norm(x_, residual, weight_, bias, options); });
   };
   EXPECT_EQ(text(x, {}, at::randn({19}), {}), "add_norm: weight must have shape (D) = (20), got (19)");
   EXPECT_EQ(text(x, {}, weight, at::randn({1, 20})), "add_norm: bias must have shape (D) = (20), got (1, 20)");

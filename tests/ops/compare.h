@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/ops/on_device.h"
 #include "tests/tolerances.h"
 
 // What the tests of operators share.

@@ -55,7 +55,7 @@ std::vector<Case> cases() {
 class LinearCrossEntropy : public testing::TestWithParam<Case> {};
 
 void compare(const Case& c, at::ScalarType dtype, Tolerance forward, Tolerance backward) {
-  const Outcome got(ops::linear_cross_entropy, c, dtype, dtype);
+  const Outcome got(here::linear_cross_entropy, c, dtype, dtype);
   const Outcome expected(ops::linear_cross_entropy_composite, c, at::kDouble, at::kDouble);
   expect_near("loss", got.loss, expected.loss, forward);
   expect_near("row_losses", got.row_losses, expected.row_losses, forward);
@@ -65,79 +65,89 @@ void compare(const Case& c, at::ScalarType dtype, Tolerance forward, Tolerance b
 }
 
 TEST_P(LinearCrossEntropy, Float32) {
-  compare(GetParam(), at::kFloat, kFloat32Forward, kFloat32Backward);
+  for_each_device([&] { compare(GetParam(), at::kFloat, kFloat32Forward, kFloat32Backward); });
 }
 TEST_P(LinearCrossEntropy, Float64) {
-  compare(GetParam(), at::kDouble, kFloat64Forward, kFloat64Backward);
+  for_each_device([&] { compare(GetParam(), at::kDouble, kFloat64Forward, kFloat64Backward); });
 }
 
 TEST_P(LinearCrossEntropy, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
-  const Case& c = GetParam();
-  if (c.rows == 0) GTEST_SKIP() << "no elements";
-  const Outcome truth(ops::linear_cross_entropy_composite, c, at::kDouble, at::kDouble);
-  for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
-                                  {at::kBFloat16, at::kFloat},
-                                  {at::kHalf, at::kHalf},
-                                  {at::kHalf, at::kFloat}}) {
-    SCOPED_TRACE(testing::Message() << x << " " << weight);
-    const Outcome got(ops::linear_cross_entropy, c, x, weight);
-    const Outcome composite(ops::linear_cross_entropy_composite, c, x, weight);
-    EXPECT_EQ(got.dx.scalar_type(), x);
-    EXPECT_EQ(got.dweight.scalar_type(), weight);
-    EXPECT_EQ(got.row_losses.scalar_type(), at::kFloat);
-    const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
-      EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>()) << name;
-    };
-    check("row_losses", got.row_losses, composite.row_losses, truth.row_losses);
-    check("dx", got.dx, composite.dx, truth.dx);
-    check("dweight", got.dweight, composite.dweight, truth.dweight);
-  }
+  for_each_device([&] {
+    const Case& c = GetParam();
+    if (c.rows == 0) GTEST_SKIP() << "no elements";
+    const Outcome truth(ops::linear_cross_entropy_composite, c, at::kDouble, at::kDouble);
+    for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
+                                    {at::kBFloat16, at::kFloat},
+                                    {at::kHalf, at::kHalf},
+                                    {at::kHalf, at::kFloat}}) {
+      SCOPED_TRACE(testing::Message() << x << " " << weight);
+      const Outcome got(here::linear_cross_entropy, c, x, weight);
+      const Outcome composite(ops::linear_cross_entropy_composite, c, x, weight);
+      EXPECT_EQ(got.dx.scalar_type(), x);
+      EXPECT_EQ(got.dweight.scalar_type(), weight);
+      EXPECT_EQ(got.row_losses.scalar_type(), at::kFloat);
+      const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
+        EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>()) << name;
+      };
+      check("row_losses", got.row_losses, composite.row_losses, truth.row_losses);
+      check("dx", got.dx, composite.dx, truth.dx);
+      check("dweight", got.dweight, composite.dweight, truth.dweight);
+    }
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, LinearCrossEntropy, testing::ValuesIn(cases()),
                          [](const auto& test) { return test.param.name; });
 
 TEST(LinearCrossEntropyOp, AKnownValue) {
-  const at::Tensor x = at::zeros({2, 3}), weight = at::ones({5, 3}), target = at::tensor({0, 4}, at::kLong);
-  const auto [loss, row_losses, predictions] = ops::linear_cross_entropy(x, weight, target);
-  EXPECT_NEAR(loss.item<float>(), std::log(5.0f), 1e-6f);
-  EXPECT_FALSE(loss.requires_grad());
+  for_each_device([&] {
+    const at::Tensor x = at::zeros({2, 3}), weight = at::ones({5, 3}), target = at::tensor({0, 4}, at::kLong);
+    const auto [loss, row_losses, predictions] = here::linear_cross_entropy(x, weight, target);
+    EXPECT_NEAR(loss.item<float>(), std::log(5.0f), 1e-6f);
+    EXPECT_FALSE(loss.requires_grad());
+  });
 }
 
 // A vocabulary of several parts, on threads that have to see the mode of their caller.
 TEST(LinearCrossEntropyOp, InferenceMode) {
-  const at::Tensor x = at::randn({6, 8}), weight = at::randn({5000, 8}).requires_grad_();
-  const at::Tensor target = at::randint(5000, {6}, at::kLong);
-  const at::Tensor expected = std::get<0>(ops::linear_cross_entropy(x, weight, target)).detach();
-  const c10::InferenceMode inference;
-  const at::Tensor loss = std::get<0>(ops::linear_cross_entropy(x.clone(), weight, target));
-  EXPECT_TRUE(at::equal(loss, expected));
-  EXPECT_FALSE(loss.requires_grad());
+  for_each_device([&] {
+    const at::Tensor x = at::randn({6, 8}), weight = at::randn({5000, 8}).requires_grad_();
+    const at::Tensor target = at::randint(5000, {6}, at::kLong);
+    const at::Tensor expected = std::get<0>(here::linear_cross_entropy(x, weight, target)).detach();
+    const c10::InferenceMode inference;
+    const at::Tensor loss = std::get<0>(here::linear_cross_entropy(x.clone(), weight, target));
+    EXPECT_TRUE(at::equal(loss, expected));
+    EXPECT_FALSE(loss.requires_grad());
+  });
 }
 
 TEST(LinearCrossEntropyOp, GradientTwiceFromOneGraph) {
-  const at::Tensor x = at::randn({4, 3}).requires_grad_(), weight = at::randn({5, 3}).requires_grad_();
-  const at::Tensor loss = std::get<0>(ops::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong)));
-  loss.backward({}, true);
-  const at::Tensor once = weight.grad().clone();
-  loss.backward();
-  EXPECT_TRUE(at::equal(weight.grad(), once * 2));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 3}).requires_grad_(), weight = at::randn({5, 3}).requires_grad_();
+    const at::Tensor loss = std::get<0>(here::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong)));
+    loss.backward({}, true);
+    const at::Tensor once = weight.grad().clone();
+    loss.backward();
+    EXPECT_TRUE(at::equal(weight.grad(), once * 2));
+  });
 }
 
 TEST(LinearCrossEntropyOp, NanInOneRowIsSeen) {
-  const at::Tensor x = at::randn({4, 3}), weight = at::randn({5, 3});
-  x[2][1] = std::nan("");
-  const auto [loss, row_losses, predictions] =
-      ops::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong));
-  EXPECT_TRUE(std::isnan(loss.item<float>()));
-  EXPECT_EQ(row_losses.isnan().sum().item<int64_t>(), 1);
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 3}), weight = at::randn({5, 3});
+    x[2][1] = std::nan("");
+    const auto [loss, row_losses, predictions] =
+        here::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong));
+    EXPECT_TRUE(std::isnan(loss.item<float>()));
+    EXPECT_EQ(row_losses.isnan().sum().item<int64_t>(), 1);
+  });
 }
 
 TEST(LinearCrossEntropyOp, Meta) {
   const auto meta = at::device(at::kMeta);
   const auto [loss, row_losses, predictions] =
-      ops::linear_cross_entropy(at::empty({4, 3}, meta.dtype(at::kBFloat16)), at::empty({5, 3}, meta.dtype(at::kFloat)),
-                                at::empty({4}, meta.dtype(at::kLong)));
+      here::linear_cross_entropy(at::empty({4, 3}, meta.dtype(at::kBFloat16)),
+                                 at::empty({5, 3}, meta.dtype(at::kFloat)), at::empty({4}, meta.dtype(at::kLong)));
   EXPECT_EQ(loss.dim(), 0);
   EXPECT_EQ(loss.scalar_type(), at::kFloat);
   EXPECT_EQ(row_losses.size(0), 4);
@@ -145,16 +155,18 @@ TEST(LinearCrossEntropyOp, Meta) {
 }
 
 TEST(LinearCrossEntropyOp, SecondDerivativesAreRefused) {
-  const at::Tensor x = at::randn({4, 3}).requires_grad_(), weight = at::randn({5, 3});
-  const at::Tensor loss = std::get<0>(ops::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong)));
-  EXPECT_THAT(error_text([&] { torch::autograd::grad({loss}, {x}, {}, true, true); }),
-              HasSubstr("linear_cross_entropy: has no second derivative"));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({4, 3}).requires_grad_(), weight = at::randn({5, 3});
+    const at::Tensor loss = std::get<0>(here::linear_cross_entropy(x, weight, at::tensor({0, 4, 1, 1}, at::kLong)));
+    EXPECT_THAT(error_text([&] { torch::autograd::grad({loss}, {x}, {}, true, true); }),
+                HasSubstr("linear_cross_entropy: has no second derivative"));
+  });
 }
 
 TEST(LinearCrossEntropyOp, ErrorsNameArgumentRuleAndValue) {
   const at::Tensor x = at::randn({4, 3}), weight = at::randn({5, 3}), target = at::tensor({0, 4, 1, -100}, at::kLong);
   const auto text = [](const at::Tensor& x_, const at::Tensor& weight_, const at::Tensor& target_, int64_t vocab = -1) {
-    return error_text([&] { ops::linear_cross_entropy(x_, weight_, target_, -100, vocab); });
+    return error_text([&] { here::linear_cross_entropy(x_, weight_, target_, -100, vocab); });
   };
   EXPECT_EQ(text(x, weight, at::tensor({0, 5, 1, 1}, at::kLong)),
             "linear_cross_entropy: target must lie in [0, vocab) = [0, 5) or be ignore_index (-100), got 5 in row 1");

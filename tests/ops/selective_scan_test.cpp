@@ -7,7 +7,7 @@
 namespace adder::tests {
 namespace {
 
-constexpr Scan kOperator = &ops::selective_scan, kComposite = &ops::selective_scan_composite;
+constexpr Scan kOperator = &here::selective_scan, kComposite = &ops::selective_scan_composite;
 
 std::vector<std::pair<std::string, ScanCase>> cases() {
   std::vector<std::pair<std::string, ScanCase>> rows{{"base", {}}};
@@ -64,148 +64,164 @@ INSTANTIATE_TEST_SUITE_P(Cases, SelectiveScan, testing::ValuesIn(cases()),
                          [](const auto& test) { return test.param.first; });
 
 TEST_P(SelectiveScan, Float64EqualsTheComposite) {
-  const ScanArguments a = make_arguments(GetParam().second);
-  for (const Through through : {Through::kBoth, Through::kOutput, Through::kState})
-    expect_near(run(kOperator, a, through), run(kComposite, a, through), kFloat64Forward, kFloat64Backward);
+  for_each_device([&] {
+    const ScanArguments a = make_arguments(GetParam().second);
+    for (const Through through : {Through::kBoth, Through::kOutput, Through::kState})
+      expect_near(run(kOperator, a, through), run(kComposite, a, through), kFloat64Forward, kFloat64Backward);
+  });
 }
 
 TEST_P(SelectiveScan, Float32EqualsTheFloat64Composite) {
-  const ScanArguments a = make_arguments(GetParam().second);
-  expect_near(run(kOperator, cast(a, torch::kFloat)), run(kComposite, a), kFloat32Forward, kFloat32Backward);
+  for_each_device([&] {
+    const ScanArguments a = make_arguments(GetParam().second);
+    expect_near(run(kOperator, cast(a, torch::kFloat)), run(kComposite, a), kFloat32Forward, kFloat32Backward);
+  });
 }
 
 // The truth is the float64 composite on the inputs as the narrow type holds them. Two errors are compared: that of the
 // operator and that of the composite, both run in the narrow type, so that both round outputs and gradients once and
 // sum in float32. Sums of many float32 terms (dA, states) differ by their order: their float32 tolerance is allowed.
 TEST_P(SelectiveScan, NarrowTypesAreAtMostTwiceAsFarOffAsTheComposite) {
-  for (const auto type : {torch::kBFloat16, torch::kHalf}) {
-    ScanCase s = GetParam().second;
-    if (type == torch::kHalf) s.delta_scale = std::max(s.delta_scale, 1e-2);  // its normal numbers end at 6e-5
-    const ScanArguments truth_arguments = make_arguments(s, type), a = cast(truth_arguments, type);
-    const NamedTensors truth = run(kComposite, truth_arguments), composite = run(kComposite, a),
-                       got = run(kOperator, a);
-    for (size_t i = 0; i < got.size(); ++i) {
-      const auto& [name, expected] = truth[i];
-      ASSERT_EQ(got[i].second.scalar_type(), composite[i].second.scalar_type()) << name;
-      const double scale = as_real(expected).abs().max().item<double>();
-      EXPECT_LE(error_of(as_real(got[i].second), as_real(expected)),
-                2 * error_of(as_real(composite[i].second), as_real(expected)) + kFloat32Backward.scaled * scale)
-          << name << " in " << type;
+  for_each_device([&] {
+    for (const auto type : {torch::kBFloat16, torch::kHalf}) {
+      ScanCase s = GetParam().second;
+      if (type == torch::kHalf) s.delta_scale = std::max(s.delta_scale, 1e-2);  // its normal numbers end at 6e-5
+      const ScanArguments truth_arguments = make_arguments(s, type), a = cast(truth_arguments, type);
+      const NamedTensors truth = run(kComposite, truth_arguments), composite = run(kComposite, a),
+                         got = run(kOperator, a);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const auto& [name, expected] = truth[i];
+        ASSERT_EQ(got[i].second.scalar_type(), composite[i].second.scalar_type()) << name;
+        const double scale = as_real(expected).abs().max().item<double>();
+        EXPECT_LE(error_of(as_real(got[i].second), as_real(expected)),
+                  2 * error_of(as_real(composite[i].second), as_real(expected)) + kFloat32Backward.scaled * scale)
+            << name << " in " << type;
+      }
     }
-  }
+  });
 }
 
 TEST(SelectiveScanViews, EqualContiguousOnes) {
-  for (const bool complex : {false, true}) {
-    ScanCase s;
-    s.complex = complex;
-    s.mask = true;
-    const int64_t values = complex ? 2 * s.N : s.N, rank = 3;
-    const ScanArguments base = make_arguments(s);
-    torch::manual_seed(3);
-    const auto real = torch::kDouble;
-    const torch::Tensor wide = torch::randn({s.B, s.L, 2 * s.D}, real).requires_grad_();
-    const torch::Tensor projected = torch::randn({s.B, s.L, rank + 2 * values}, real).requires_grad_();
-    const torch::Tensor narrow_delta = torch::randn({s.B, s.L, 1}, real).requires_grad_();
-    const torch::Tensor A = base.A.t().contiguous().requires_grad_();
-    const torch::Tensor skip = torch::randn({s.D, 3}, real).requires_grad_();
-    const torch::Tensor state = torch::randn({s.N, s.D, s.B}, base.A.options()).requires_grad_();
-    const torch::Tensor mask = base.options.mask->t().contiguous().t();
-    const NamedTensors leaves{{"wide", wide}, {"projected", projected}, {"delta", narrow_delta}, {"A", A},
-                              {"D", skip},    {"state", state}};
-    const auto run_views = [&](Scan scan) {
-      ScanArguments a = base;
-      a.u = wide.slice(2, 0, s.D);
-      a.options.z = wide.slice(2, s.D, 2 * s.D);
-      a.delta = narrow_delta.expand({s.B, s.L, s.D});
-      a.B = projected.slice(2, rank, rank + values).unsqueeze(2);
-      a.C = projected.slice(2, rank + values).unsqueeze(2);
-      a.A = A.t().conj();
-      a.options.D = skip.select(1, 1);
-      a.options.delta_bias = skip.select(1, 2);
-      a.options.initial_state = state.permute({2, 1, 0}).conj();
-      a.options.mask = mask;
-      const auto [y, final_state] = call(scan, a);
-      NamedTensors result{{"y", y.detach()}, {"final_state", final_state.detach()}};
-      append_gradients(result, y, final_state, leaves);
-      return result;
-    };
-    expect_near(run_views(kOperator), run_views(kComposite), kFloat64Forward, kFloat64Backward);
-  }
+  for_each_device([&] {
+    for (const bool complex : {false, true}) {
+      ScanCase s;
+      s.complex = complex;
+      s.mask = true;
+      const int64_t values = complex ? 2 * s.N : s.N, rank = 3;
+      const ScanArguments base = make_arguments(s);
+      torch::manual_seed(3);
+      const auto real = torch::kDouble;
+      const torch::Tensor wide = torch::randn({s.B, s.L, 2 * s.D}, real).requires_grad_();
+      const torch::Tensor projected = torch::randn({s.B, s.L, rank + 2 * values}, real).requires_grad_();
+      const torch::Tensor narrow_delta = torch::randn({s.B, s.L, 1}, real).requires_grad_();
+      const torch::Tensor A = base.A.t().contiguous().requires_grad_();
+      const torch::Tensor skip = torch::randn({s.D, 3}, real).requires_grad_();
+      const torch::Tensor state = torch::randn({s.N, s.D, s.B}, base.A.options()).requires_grad_();
+      const torch::Tensor mask = base.options.mask->t().contiguous().t();
+      const NamedTensors leaves{{"wide", wide}, {"projected", projected}, {"delta", narrow_delta}, {"A", A},
+                                {"D", skip},    {"state", state}};
+      const auto run_views = [&](Scan scan) {
+        ScanArguments a = base;
+        a.u = wide.slice(2, 0, s.D);
+        a.options.z = wide.slice(2, s.D, 2 * s.D);
+        a.delta = narrow_delta.expand({s.B, s.L, s.D});
+        a.B = projected.slice(2, rank, rank + values).unsqueeze(2);
+        a.C = projected.slice(2, rank + values).unsqueeze(2);
+        a.A = A.t().conj();
+        a.options.D = skip.select(1, 1);
+        a.options.delta_bias = skip.select(1, 2);
+        a.options.initial_state = state.permute({2, 1, 0}).conj();
+        a.options.mask = mask;
+        const auto [y, final_state] = call(scan, a);
+        NamedTensors result{{"y", y.detach()}, {"final_state", final_state.detach()}};
+        append_gradients(result, y, final_state, leaves);
+        return result;
+      };
+      expect_near(run_views(kOperator), run_views(kComposite), kFloat64Forward, kFloat64Backward);
+    }
+  });
 }
 
 TEST(SelectiveScanViews, TimeAndChannelsSwappedAndStepped) {
-  const ScanArguments base = make_arguments({});
-  ScanArguments a = base;
-  a.u = a.u.transpose(1, 2).contiguous().transpose(1, 2);  // (B, D, L) in memory
-  a.delta = torch::stack({a.delta, a.delta + 1}, 3).select(3, 0);
-  a.options.z = torch::stack({*a.options.z + 1, *a.options.z}, 1).select(1, 1);
-  a.B = torch::cat({a.B, a.B}, 3).slice(3, 0, a.B.size(3));
-  for (const auto type : {torch::kDouble, torch::kFloat, torch::kBFloat16})
-    expect_same_bits(run(kOperator, cast(a, type)), run(kOperator, cast(base, type)));
+  for_each_device([&] {
+    const ScanArguments base = make_arguments({});
+    ScanArguments a = base;
+    a.u = a.u.transpose(1, 2).contiguous().transpose(1, 2);  // (B, D, L) in memory
+    a.delta = torch::stack({a.delta, a.delta + 1}, 3).select(3, 0);
+    a.options.z = torch::stack({*a.options.z + 1, *a.options.z}, 1).select(1, 1);
+    a.B = torch::cat({a.B, a.B}, 3).slice(3, 0, a.B.size(3));
+    for (const auto type : {torch::kDouble, torch::kFloat, torch::kBFloat16})
+      expect_same_bits(run(kOperator, cast(a, type)), run(kOperator, cast(base, type)));
+  });
 }
 
 TEST(SelectiveScanViews, GradientsOfTheOutputsMayHaveAnyStrides) {
-  for (const bool complex : {false, true}) {
-    ScanCase s;
-    s.complex = complex;
-    ScanArguments a = make_arguments(s);
-    const NamedTensors leaves = make_leaves(a);
-    torch::autograd::variable_list inputs;
-    for (const auto& [name, leaf] : leaves) inputs.push_back(leaf);
-    const auto [y, state] = call(kOperator, a);
-    const auto grads = [&](const torch::Tensor& dy, const torch::Tensor& dstate) {
-      NamedTensors out;
-      const auto g = torch::autograd::grad({y, state}, inputs, {dy, dstate}, /*retain_graph=*/true);
-      for (size_t i = 0; i < g.size(); ++i) out.emplace_back("d" + leaves[i].first, g[i]);
-      return out;
-    };
-    const torch::Tensor one = torch::full({1, 1, 1}, 0.7, a.u.options());
-    const torch::Tensor state_one = torch::full({1, 1, 1}, 0.3, state.options()).conj();
-    const torch::Tensor dy = torch::randn({s.D, s.L, s.B}, a.u.options()).permute({2, 1, 0});
-    const torch::Tensor dstate = torch::randn({s.N, s.D, s.B}, state.options()).permute({2, 1, 0}).conj();
-    expect_same_bits(grads(one.expand_as(y), state_one.expand_as(state)),
-                     grads(one.expand_as(y).contiguous(), state_one.expand_as(state).contiguous()));
-    expect_same_bits(grads(dy, dstate), grads(dy.contiguous(), dstate.contiguous()));
-  }
+  for_each_device([&] {
+    for (const bool complex : {false, true}) {
+      ScanCase s;
+      s.complex = complex;
+      ScanArguments a = make_arguments(s);
+      const NamedTensors leaves = make_leaves(a);
+      torch::autograd::variable_list inputs;
+      for (const auto& [name, leaf] : leaves) inputs.push_back(leaf);
+      const auto [y, state] = call(kOperator, a);
+      const auto grads = [&](const torch::Tensor& dy, const torch::Tensor& dstate) {
+        NamedTensors out;
+        const auto g = torch::autograd::grad({y, state}, inputs, {dy, dstate}, /*retain_graph=*/true);
+        for (size_t i = 0; i < g.size(); ++i) out.emplace_back("d" + leaves[i].first, g[i]);
+        return out;
+      };
+      const torch::Tensor one = torch::full({1, 1, 1}, 0.7, a.u.options());
+      const torch::Tensor state_one = torch::full({1, 1, 1}, 0.3, state.options()).conj();
+      const torch::Tensor dy = torch::randn({s.D, s.L, s.B}, a.u.options()).permute({2, 1, 0});
+      const torch::Tensor dstate = torch::randn({s.N, s.D, s.B}, state.options()).permute({2, 1, 0}).conj();
+      expect_same_bits(grads(one.expand_as(y), state_one.expand_as(state)),
+                       grads(one.expand_as(y).contiguous(), state_one.expand_as(state).contiguous()));
+      expect_same_bits(grads(dy, dstate), grads(dy.contiguous(), dstate.contiguous()));
+    }
+  });
 }
 
 TEST(SelectiveScanBits, SameOnEveryRunAndForAnyNumberOfThreads) {
-  const int threads = at::get_num_threads();
-  for (const bool packed : {false, true}) {
-    ScanCase s;
-    s.B = packed ? 1 : 5;
-    s.L = 150;
-    s.D = 200;
-    s.mask = true;
-    if (packed) s.cu_seqlens = {0, 3, 70, 70, 150};
-    for (const auto type : {torch::kFloat, torch::kBFloat16}) {
-      const ScanArguments a = cast(make_arguments(s), type);
-      at::set_num_threads(1);
-      const NamedTensors one = run(kOperator, a);
-      for (const int n : {1, 2, 3}) {
-        at::set_num_threads(n);
-        expect_same_bits(run(kOperator, a), one);
+  for_each_device([&] {
+    const int threads = at::get_num_threads();
+    for (const bool packed : {false, true}) {
+      ScanCase s;
+      s.B = packed ? 1 : 5;
+      s.L = 150;
+      s.D = 200;
+      s.mask = true;
+      if (packed) s.cu_seqlens = {0, 3, 70, 70, 150};
+      for (const auto type : {torch::kFloat, torch::kBFloat16}) {
+        const ScanArguments a = cast(make_arguments(s), type);
+        at::set_num_threads(1);
+        const NamedTensors one = run(kOperator, a);
+        for (const int n : {1, 2, 3}) {
+          at::set_num_threads(n);
+          expect_same_bits(run(kOperator, a), one);
+        }
       }
     }
-  }
-  at::set_num_threads(threads);
+    at::set_num_threads(threads);
+  });
 }
 
 TEST(SelectiveScanLimits, LargeImaginaryPartsKeepTheirPhase) {
-  ScanCase s;
-  s.complex = true;
-  s.N = 16;
-  s.L = 8;
-  s.delta_scale = 10;  // delta up to 30, so phases up to 1,500 a step
-  ScanArguments a = make_arguments(s);
-  a.A = torch::complex(torch::full({s.D, s.N}, -1e-3, torch::kDouble),
-                       (torch::arange(s.N, torch::kFloat) * M_PI).to(torch::kDouble).expand({s.D, s.N}));
-  for (const bool zoh : {false, true}) {
-    a.options.discretization = zoh ? "zoh" : "euler";
-    // A phase of some thousand, known to a few units in its last place, is right to 1e-12.
-    expect_near(run(kOperator, a), run(kComposite, a), {0, 1e-12}, {0, 1e-12});
-  }
+  for_each_device([&] {
+    ScanCase s;
+    s.complex = true;
+    s.N = 16;
+    s.L = 8;
+    s.delta_scale = 10;  // delta up to 30, so phases up to 1,500 a step
+    ScanArguments a = make_arguments(s);
+    a.A = torch::complex(torch::full({s.D, s.N}, -1e-3, torch::kDouble),
+                         (torch::arange(s.N, torch::kFloat) * M_PI).to(torch::kDouble).expand({s.D, s.N}));
+    for (const bool zoh : {false, true}) {
+      a.options.discretization = zoh ? "zoh" : "euler";
+      // A phase of some thousand, known to a few units in its last place, is right to 1e-12.
+      expect_near(run(kOperator, a), run(kComposite, a), {0, 1e-12}, {0, 1e-12});
+    }
+  });
 }
 
 TEST(SelectiveScanGradient, TheCompositeHasSecondDerivativesAndTheOperatorSaysThatItHasNot) {

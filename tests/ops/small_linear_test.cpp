@@ -25,7 +25,7 @@ struct Outcome {
 void compare(const std::vector<int64_t>& shape, int64_t out, bool bias, at::ScalarType dtype, Tolerance forward,
              Tolerance backward) {
   SCOPED_TRACE(testing::Message() << at::IntArrayRef(shape) << " out " << out);
-  const Outcome got(ops::small_linear, shape, out, bias, dtype, dtype);
+  const Outcome got(here::small_linear, shape, out, bias, dtype, dtype);
   const Outcome expected(ops::small_linear_composite, shape, out, bias, at::kDouble, at::kDouble);
   expect_near("y", got.y, expected.y, forward);
   for (int i = 0; i < 3; ++i) {
@@ -35,59 +35,69 @@ void compare(const std::vector<int64_t>& shape, int64_t out, bool bias, at::Scal
 }
 
 TEST(SmallLinear, AgreesWithTheComposite) {
-  for (const bool bias : {false, true})
-    for (const std::vector<int64_t>& shape :
-         {std::vector<int64_t>{33}, {1, 33}, {8, 33}, {9, 33}, {3, 7, 33}, {0, 33}, {2, 0, 5}, {4, 1}}) {
-      compare(shape, 19, bias, at::kFloat, kFloat32Forward, kFloat32Backward);
-      compare(shape, 19, bias, at::kDouble, kFloat64Forward, kFloat64Backward);
-    }
-  compare({5, 33}, 1, true, at::kFloat, kFloat32Forward, kFloat32Backward);
+  for_each_device([&] {
+    for (const bool bias : {false, true})
+      for (const std::vector<int64_t>& shape :
+           {std::vector<int64_t>{33}, {1, 33}, {8, 33}, {9, 33}, {3, 7, 33}, {0, 33}, {2, 0, 5}, {4, 1}}) {
+        compare(shape, 19, bias, at::kFloat, kFloat32Forward, kFloat32Backward);
+        compare(shape, 19, bias, at::kDouble, kFloat64Forward, kFloat64Backward);
+      }
+    compare({5, 33}, 1, true, at::kFloat, kFloat32Forward, kFloat32Backward);
+  });
 }
 
 TEST(SmallLinear, NarrowTypesErrAtMostTwiceAsMuchAsTorch) {
-  const Outcome truth(ops::small_linear_composite, {6, 200}, 50, true, at::kDouble, at::kDouble);
-  for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
-                                  {at::kHalf, at::kHalf},
-                                  {at::kFloat, at::kBFloat16},
-                                  {at::kFloat, at::kHalf}}) {
-    const Outcome got(ops::small_linear, {6, 200}, 50, true, x, weight);
-    const Outcome composite(ops::small_linear_composite, {6, 200}, 50, true, x, weight);
-    EXPECT_EQ(got.y.scalar_type(), x);
-    EXPECT_LE(error_of(got.y, truth.y), 2 * error_of(composite.y, truth.y));
-    for (int i = 0; i < 3; ++i) {
-      EXPECT_EQ(got.gradients[i].scalar_type(), composite.gradients[i].scalar_type());
-      EXPECT_LE(error_of(got.gradients[i], truth.gradients[i]),
-                2 * error_of(composite.gradients[i], truth.gradients[i]) + 1e-5)
-          << i << " " << x << " " << weight;
+  for_each_device([&] {
+    const Outcome truth(ops::small_linear_composite, {6, 200}, 50, true, at::kDouble, at::kDouble);
+    for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
+                                    {at::kHalf, at::kHalf},
+                                    {at::kFloat, at::kBFloat16},
+                                    {at::kFloat, at::kHalf}}) {
+      const Outcome got(here::small_linear, {6, 200}, 50, true, x, weight);
+      const Outcome composite(ops::small_linear_composite, {6, 200}, 50, true, x, weight);
+      EXPECT_EQ(got.y.scalar_type(), x);
+      EXPECT_LE(error_of(got.y, truth.y), 2 * error_of(composite.y, truth.y));
+      for (int i = 0; i < 3; ++i) {
+        EXPECT_EQ(got.gradients[i].scalar_type(), composite.gradients[i].scalar_type());
+        EXPECT_LE(error_of(got.gradients[i], truth.gradients[i]),
+                  2 * error_of(composite.gradients[i], truth.gradients[i]) + 1e-5)
+            << i << " " << x << " " << weight;
+      }
     }
-  }
+  });
 }
 
 TEST(SmallLinear, ARowDoesNotDependOnItsBatch) {
-  const at::Tensor x = at::randn({19, 70}), weight = at::randn({33, 70}, at::kBFloat16);
-  const at::Tensor all = ops::small_linear(x, weight);
-  for (int64_t row = 0; row < 19; ++row) EXPECT_TRUE(at::equal(ops::small_linear(x[row], weight), all[row]));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({19, 70}), weight = at::randn({33, 70}, at::kBFloat16);
+    const at::Tensor all = here::small_linear(x, weight);
+    for (int64_t row = 0; row < 19; ++row) EXPECT_TRUE(at::equal(here::small_linear(x[row], weight), all[row]));
+  });
 }
 
 TEST(SmallLinear, StridesDoNotMatter) {
-  const at::Tensor x = at::randn({70, 3}).t(), weight = at::randn({70, 66}).t().slice(0, 0, 66, 2);
-  EXPECT_TRUE(at::equal(ops::small_linear(x, weight), ops::small_linear(x.contiguous(), weight.contiguous())));
+  for_each_device([&] {
+    const at::Tensor x = at::randn({70, 3}).t(), weight = at::randn({70, 66}).t().slice(0, 0, 66, 2);
+    EXPECT_TRUE(at::equal(here::small_linear(x, weight), here::small_linear(x.contiguous(), weight.contiguous())));
+  });
 }
 
 TEST(SmallLinear, SecondDerivative) {
-  const auto second = [](const Outcome::Function& function) {
-    torch::manual_seed(2);
-    const at::Tensor x = at::randn({3, 5}, at::kDouble).requires_grad_();
-    const at::Tensor weight = at::randn({4, 5}, at::kDouble).requires_grad_();
-    const at::Tensor dx = torch::autograd::grad({function(x, weight, {}).pow(3).sum()}, {x}, {}, true, true)[0];
-    return torch::autograd::grad({dx.square().sum()}, {weight})[0];
-  };
-  expect_near("dweight", second(ops::small_linear), second(ops::small_linear_composite), kFloat64Backward);
+  for_each_device([&] {
+    const auto second = [](const Outcome::Function& function) {
+      torch::manual_seed(2);
+      const at::Tensor x = at::randn({3, 5}, at::kDouble).requires_grad_();
+      const at::Tensor weight = at::randn({4, 5}, at::kDouble).requires_grad_();
+      const at::Tensor dx = torch::autograd::grad({function(x, weight, {}).pow(3).sum()}, {x}, {}, true, true)[0];
+      return torch::autograd::grad({dx.square().sum()}, {weight})[0];
+    };
+    expect_near("dweight", second(ops::small_linear), second(ops::small_linear_composite), kFloat64Backward);
+  });
 }
 
 TEST(SmallLinear, Meta) {
-  const at::Tensor y = ops::small_linear(at::empty({2, 3, 5}, at::device(at::kMeta)),
-                                         at::empty({7, 5}, at::device(at::kMeta).dtype(at::kBFloat16)));
+  const at::Tensor y = here::small_linear(at::empty({2, 3, 5}, at::device(at::kMeta)),
+                                          at::empty({7, 5}, at::device(at::kMeta).dtype(at::kBFloat16)));
   EXPECT_EQ(y.sizes(), (std::vector<int64_t>{2, 3, 7}));
   EXPECT_EQ(y.scalar_type(), at::kFloat);
 }
@@ -95,7 +105,7 @@ TEST(SmallLinear, Meta) {
 TEST(SmallLinear, ErrorsNameArgumentRuleAndValue) {
   const at::Tensor x = at::randn({2, 5}), weight = at::randn({7, 5});
   const auto text = [](const at::Tensor& x_, const at::Tensor& weight_, std::optional<at::Tensor> bias = {}) {
-    return error_text([&] { ops::small_linear(x_, weight_, bias); });
+    return error_text([&] { here::small_linear(x_, weight_, bias); });
   };
   EXPECT_EQ(text(x, at::randn({7, 6})), "small_linear: weight must have shape (O, I) = (*, 5), got (7, 6)");
   EXPECT_EQ(text(x, weight, at::randn({6})), "small_linear: bias must have shape (O) = (7), got (6)");

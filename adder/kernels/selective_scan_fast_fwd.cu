@@ -1,8 +1,7 @@
-#pragma once
-
 #include "adder/kernels/scan_tiles.cuh"
 
 namespace adder::kernels::cuda {
+namespace {
 
 // Real states, Euler, B and C per step. A warp owns 8 kC channels: lane / 4 has kC of them, lane % 4 a quarter of their
 // N states, which stay in registers while the warp walks through time. Tiles go through three states, one behind the
@@ -24,8 +23,8 @@ struct ForwardTiles {
 };
 
 // kPlain: everything can be copied 16 bytes at a time, and no step is masked.
-template <typename T, int N, int kC, bool kGate, bool kPlain, int kWarps, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks)
+template <typename T, int N, int kC, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_forward(const __grid_constant__ SelectiveScanForward<T> p, const TileStrides strides) {
   using Tiles = ForwardTiles<T, N, kC>;
   constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
@@ -35,14 +34,13 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
   Tiles& tiles = reinterpret_cast<Tiles*>(shared)[threadIdx.x / 32];
   const int64_t group_channels = p.channels / p.groups, group_tiles = (group_channels + kChannels - 1) / kChannels;
   const int64_t all_tiles = group_tiles * p.groups;
-  const int64_t task = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
+  const int64_t task = blockIdx.x * static_cast<int64_t>(kWarpsEach) + threadIdx.x / 32;
   if (task >= p.layout.sequences * all_tiles) return;
   const int64_t s = task / all_tiles, g = task % all_tiles / group_tiles;
   const int64_t d0 = g * group_channels + task % group_tiles * kChannels;
   const int columns = static_cast<int>(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0));
   const SequenceRows rows(p.layout, s);
   const int length = static_cast<int>(rows.length), all_steps = (length + kSteps - 1) / kSteps * kSteps;
-  const int direction = static_cast<int>(rows.step);
 
   const int64_t d = d0 + kC * group;  // this lane's first channel
   bool real[kC];
@@ -139,10 +137,11 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
       static_assert(kStates * sizeof(T) <= 16);
       bits.load(&from.BC[lane / 16][t][q * kStates]);
       bits.floats(v);
-      if constexpr (!kPlain)
-        if ((live >> t & 1) == 0)
+      if constexpr (!kPlain) {
+        const bool counted = live >> t & 1;
 #pragma unroll
-          for (int n = 0; n < kStates; ++n) v[n] = 0;
+        for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
+      }
       store_floats(&to.BC[lane / 16][t][q * kStates], v);
     }
   };
@@ -233,7 +232,63 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
 #pragma unroll
   for (int c = 0; c < kC; ++c)
     if (real[c]) store_floats(&p.final_state[(s * p.channels + d + c) * N + q * kStates], h[c]);
-  (void)direction;
 }
+
+constexpr int kWarps = 4, kChannelsEach = 2;
+
+// Whether all tensors can be copied 16 bytes at a time and nothing is masked.
+template <typename T>
+bool is_plain(const SelectiveScanForward<T>& p) {
+  const auto rows = [](const View3<const T>& v) { return copies_by_16(v.data, {v.b, v.l}, v.d); };
+  const auto states = [](const View4<const T>& v) { return copies_by_16(v.data, {v.b, v.l, v.g}, v.n); };
+  const bool outputs = p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 && p.y.l % 2 == 0;
+  const int64_t group_channels = p.channels / p.groups;
+  // A tile's rows lie less than 2^31 bytes apart.
+  const auto near = [](int64_t l) { return std::abs(l) < (int64_t{1} << 31) / (32 * static_cast<int64_t>(sizeof(T))); };
+  const bool all_near =
+      near(p.u.l) && near(p.delta.l) && near(p.z.l) && near(p.B_step.l) && near(p.C_step.l) && near(p.y.l);
+  return p.layout.mask.data == nullptr && group_channels * static_cast<int64_t>(sizeof(T)) % 16 == 0 && all_near &&
+         outputs && rows(p.u) && rows(p.delta) && (p.z.data == nullptr || rows(p.z)) && states(p.B_step) &&
+         states(p.C_step);
+}
+
+template <typename T, int N, bool kGate, bool kPlain>
+void launch(const SelectiveScanForward<T>& p, CudaStream stream) {
+  using Tiles = ForwardTiles<T, N, kChannelsEach>;
+  const auto kernel = fast_forward < T, N, kChannelsEach, kGate, kPlain, kWarps, kPlain ? 4 : 2 > ;
+  constexpr int kShared = static_cast<int>(sizeof(Tiles)) * kWarps;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
+  const int64_t group_channels = p.channels / p.groups;
+  const int64_t tasks = p.layout.sequences * p.groups * ((group_channels + Tiles::kChannels - 1) / Tiles::kChannels);
+  if (tasks == 0) return;
+  const int64_t direction = p.layout.reverse ? -1 : 1,
+                bytes = direction * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
+  const auto stride = [&](int64_t l) { return static_cast<int>(bytes * l); };
+  TileStrides strides{};
+  if constexpr (kPlain)
+    strides = {stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), stride(p.y.l)};
+  kernel<<<static_cast<unsigned>((tasks + kWarps - 1) / kWarps), 32 * kWarps, kShared, stream>>>(p, strides);
+  check_launch("selective_scan, fast forward");
+}
+
+template <typename T, int N>
+void launch(const SelectiveScanForward<T>& p, CudaStream stream) {
+  const bool plain = is_plain(p);
+  if (p.z.data != nullptr)
+    plain ? launch<T, N, true, true>(p, stream) : launch<T, N, true, false>(p, stream);
+  else
+    plain ? launch<T, N, false, true>(p, stream) : launch<T, N, false, false>(p, stream);
+}
+
+}  // namespace
+
+template <typename T>
+void selective_scan_forward_fast(const SelectiveScanForward<T>& p, CudaStream stream) {
+  p.state == 8 ? launch<T, 8>(p, stream) : launch<T, 16>(p, stream);
+}
+
+template void selective_scan_forward_fast(const SelectiveScanForward<float>&, CudaStream);
+template void selective_scan_forward_fast(const SelectiveScanForward<bfloat16>&, CudaStream);
+template void selective_scan_forward_fast(const SelectiveScanForward<float16>&, CudaStream);
 
 }  // namespace adder::kernels::cuda
