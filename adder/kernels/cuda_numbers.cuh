@@ -68,9 +68,27 @@ template <typename R>
 __device__ __forceinline__ Complex<R> operator-(Complex<R> x, Complex<R> y) {
   return {x.re - y.re, x.im - y.im};
 }
+// Which product is fused with which sum is said, not left to the compiler: the same step gives the same bits wherever in
+// an unrolled loop it stands.
 template <typename R>
 __device__ __forceinline__ Complex<R> operator*(Complex<R> x, Complex<R> y) {
-  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
+  return {fma(-x.im, y.im, x.re * y.re), fma(x.re, y.im, x.im * y.re)};
+}
+// x y + z
+ADDER_REAL(R) __device__ __forceinline__ R multiply_add(R x, R y, R z) {
+  return fma(x, y, z);
+}
+template <typename R>
+__device__ __forceinline__ Complex<R> multiply_add(Complex<R> x, Complex<R> y, Complex<R> z) {
+  return {fma(-x.im, y.im, fma(x.re, y.re, z.re)), fma(x.im, y.re, fma(x.re, y.im, z.im))};
+}
+// Re(x y) + z
+ADDER_REAL(R) __device__ __forceinline__ R add_real_product(R x, R y, R z) {
+  return fma(x, y, z);
+}
+template <typename R>
+__device__ __forceinline__ R add_real_product(Complex<R> x, Complex<R> y, R z) {
+  return fma(-x.im, y.im, fma(x.re, y.re, z));
 }
 template <typename R>
 __device__ __forceinline__ Complex<R> operator*(R s, Complex<R> x) {

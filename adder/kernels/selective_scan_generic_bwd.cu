@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(128) generic_backward(const SelectiveScanBackw
             const int64_t t = rows.time(j0 + i);
             Num a, phi, dphi;
             in.discretize(dt[i] * A, a, phi, dphi);
-            h[i + 1] = a * h[i] + (dt[i] * x[i]) * (phi * in.B(rows.b, t, g, d, n));
+            h[i + 1] = multiply_add(a, h[i], (dt[i] * x[i]) * (phi * in.B(rows.b, t, g, d, n)));
           }
           Num dh = mine ? Reader::number(w.dstate, state + n) : zero;
           for (int i = steps - 1; i >= 0; --i) {

@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(128) generic_forward(const SelectiveScanForwar
           const int64_t t = rows.time(j0 + i);
           Num a, phi, dphi;
           in.discretize(dt[i] * A, a, phi, dphi);
-          h = a * h + (dt[i] * x[i]) * (phi * in.B(rows.b, t, g, d, n));
-          y[i] += real_part(in.C(rows.b, t, g, d, n) * h);
+          h = multiply_add(a, h, (dt[i] * x[i]) * (phi * in.B(rows.b, t, g, d, n)));
+          y[i] = add_real_product(in.C(rows.b, t, g, d, n), h, y[i]);
         }
         Reader::set(p.final_state, state + n, h);
       }
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(128) generic_forward(const SelectiveScanForwar
         if (!active || n0 != i % width || j0 + i >= rows.length) continue;
         const int64_t t = rows.time(j0 + i);
         if constexpr (kComplex) sum *= 2;
-        sum += skip * x[i];
+        sum = fma(skip, x[i], sum);
         if (live[i] && p.z.data != nullptr) {
           const R z = Reader::at(p.z, rows.b, t, d);
           sum *= z * sigmoid(z);
