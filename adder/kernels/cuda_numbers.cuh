@@ -68,8 +68,8 @@ template <typename R>
 __device__ __forceinline__ Complex<R> operator-(Complex<R> x, Complex<R> y) {
   return {x.re - y.re, x.im - y.im};
 }
-// Which product is fused with which sum is said, not left to the compiler: the same step gives the same bits wherever in
-// an unrolled loop it stands.
+// Which product is fused with which sum is said, not left to the compiler: the same step gives the same bits wherever
+// in an unrolled loop it stands.
 template <typename R>
 __device__ __forceinline__ Complex<R> operator*(Complex<R> x, Complex<R> y) {
   return {fma(-x.im, y.im, x.re * y.re), fma(x.re, y.im, x.im * y.re)};

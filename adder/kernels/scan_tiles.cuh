@@ -41,6 +41,22 @@ bool copies_by_16(const T* data, std::initializer_list<int64_t> strides, int64_t
   return fits;
 }
 
+// A tile's rows lie less than 2^31 bytes apart.
+template <typename T>
+bool is_near(int64_t l) {
+  return std::abs(l) < (int64_t{1} << 31) / (32 * static_cast<int64_t>(sizeof(T)));
+}
+// Whether all inputs can be copied 16 bytes at a time and nothing is masked.
+template <typename T>
+bool inputs_are_plain(const SelectiveScanInputs<T>& p) {
+  const auto rows = [](const View3<const T>& v) { return copies_by_16(v.data, {v.b, v.l}, v.d) && is_near<T>(v.l); };
+  const auto states = [](const View4<const T>& v) {
+    return copies_by_16(v.data, {v.b, v.l, v.g}, v.n) && is_near<T>(v.l);
+  };
+  return p.layout.mask.data == nullptr && p.channels / p.groups * static_cast<int64_t>(sizeof(T)) % 16 == 0 &&
+         rows(p.u) && rows(p.delta) && (p.z.data == nullptr || rows(p.z)) && states(p.B_step) && states(p.C_step);
+}
+
 // A lane's share of the copies of a tensor's tiles of kRows x kColumns values.
 template <typename T, int kRows, int kColumns>
 struct TileCopy {

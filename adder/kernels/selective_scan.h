@@ -78,17 +78,18 @@ struct SelectiveScanBackward : SelectiveScanInputs<T> {
   void* workspace = nullptr;         // selective_scan_backward_workspace_bytes()
 };
 
-// Steps between two saved states.
-inline constexpr int64_t kScanChunk = 32;
+// Steps between two states that are saved: on the CPU, and on the GPU, for whose number there is room on both.
+inline constexpr int64_t kScanChunk = 32, kCudaScanChunk = 16;
 // Channels that lie side by side in border_states and in the CPU's tiles; a multiple of every vector width.
 inline constexpr int64_t kScanUnit = 16;
 
-// The number of values of R in border_states: about L D N / 32 for each row. It depends on shapes alone, never on the
+// The number of values of R in border_states: about L D N / 16 for each row. It depends on shapes alone, never on the
 // values of cu_seqlens, so that it can be told before these are known; Int may be a symbol's type.
 template <typename Int>
 Int selective_scan_border_size(const Int& sequences, const Int& length, bool packed, const Int& channels,
                                const Int& state, const Int& groups, bool complex) {
-  const Int chunks = packed ? length / kScanChunk + sequences : sequences * ((length + (kScanChunk - 1)) / kScanChunk);
+  const Int chunks =
+      packed ? length / kCudaScanChunk + sequences : sequences * ((length + (kCudaScanChunk - 1)) / kCudaScanChunk);
   const Int units = groups * ((channels / groups + (kScanUnit - 1)) / kScanUnit);
   return chunks * units * state * ((complex ? 2 : 1) * kScanUnit);
 }

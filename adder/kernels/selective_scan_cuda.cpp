@@ -28,18 +28,28 @@ int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>& pa
 template <typename T>
 void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream stream) {
   if constexpr (!std::is_same_v<T, double>)
-    if (choose_scan(params) == ScanAlgorithm::kFast) return selective_scan_forward_fast(params, stream);
+    if (choose_scan<T>(params) == ScanAlgorithm::kFast) return selective_scan_forward_fast(params, stream);
   selective_scan_forward_generic(params, stream);
 }
 
 template <typename T>
+int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs) {
+  if constexpr (!std::is_same_v<T, double>)
+    if (choose_scan(inputs) == ScanAlgorithm::kFast) return selective_scan_backward_fast_workspace_bytes(inputs);
+  return selective_scan_backward_generic_workspace_bytes(inputs);
+}
+
+template <typename T>
 void selective_scan_backward(const SelectiveScanBackward<T>& params, CudaStream stream) {
+  if constexpr (!std::is_same_v<T, double>)
+    if (choose_scan<T>(params) == ScanAlgorithm::kFast) return selective_scan_backward_fast(params, stream);
   selective_scan_backward_generic(params, stream);
 }
 
 #define ADDER_INSTANTIATE(T)                                                               \
   template ScanAlgorithm choose_scan(const SelectiveScanInputs<T>&);                       \
   template int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>&); \
+  template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>&); \
   template void selective_scan_forward(const SelectiveScanForward<T>&, CudaStream);        \
   template void selective_scan_backward(const SelectiveScanBackward<T>&, CudaStream);
 ADDER_INSTANTIATE(float)

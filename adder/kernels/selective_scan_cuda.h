@@ -28,6 +28,12 @@ void selective_scan_forward_fast(const SelectiveScanForward<T>& params, CudaStre
 template <typename T>
 void selective_scan_forward_generic(const SelectiveScanForward<T>& params, CudaStream stream);
 template <typename T>
+void selective_scan_backward_fast(const SelectiveScanBackward<T>& params, CudaStream stream);
+template <typename T>
+int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>& inputs);
+template <typename T>
+int64_t selective_scan_backward_generic_workspace_bytes(const SelectiveScanInputs<T>& inputs);
+template <typename T>
 void selective_scan_backward_generic(const SelectiveScanBackward<T>& params, CudaStream stream);
 
 }  // namespace adder::kernels::cuda

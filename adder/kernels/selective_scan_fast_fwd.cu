@@ -198,11 +198,12 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     load(j0 + 2 * kSteps, after);
     const unsigned now_live = next_live;
     next_live = live_steps(j0 + kSteps);
-    if (p.border_states != nullptr && j0 % kScanChunk == 0)
+    if (p.border_states != nullptr && j0 % kCudaScanChunk == 0)
 #pragma unroll
       for (int c = 0; c < kC; ++c)
         if (real[c])
-          store_floats(&p.border_states[((rows.chunk + j0 / kScanChunk) * p.channels + d + c) * N + q * kStates], h[c]);
+          store_floats(&p.border_states[((rows.chunk + j0 / kCudaScanChunk) * p.channels + d + c) * N + q * kStates],
+                       h[c]);
 #pragma unroll
     for (int i = 0; i < kSteps / 4; ++i) {
       finish(j0 + 4 * i, (4 * i + kSteps - 4 + q) % kSteps);
@@ -236,20 +237,10 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 
 constexpr int kWarps = 4, kChannelsEach = 2;
 
-// Whether all tensors can be copied 16 bytes at a time and nothing is masked.
 template <typename T>
 bool is_plain(const SelectiveScanForward<T>& p) {
-  const auto rows = [](const View3<const T>& v) { return copies_by_16(v.data, {v.b, v.l}, v.d); };
-  const auto states = [](const View4<const T>& v) { return copies_by_16(v.data, {v.b, v.l, v.g}, v.n); };
-  const bool outputs = p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 && p.y.l % 2 == 0;
-  const int64_t group_channels = p.channels / p.groups;
-  // A tile's rows lie less than 2^31 bytes apart.
-  const auto near = [](int64_t l) { return std::abs(l) < (int64_t{1} << 31) / (32 * static_cast<int64_t>(sizeof(T))); };
-  const bool all_near =
-      near(p.u.l) && near(p.delta.l) && near(p.z.l) && near(p.B_step.l) && near(p.C_step.l) && near(p.y.l);
-  return p.layout.mask.data == nullptr && group_channels * static_cast<int64_t>(sizeof(T)) % 16 == 0 && all_near &&
-         outputs && rows(p.u) && rows(p.delta) && (p.z.data == nullptr || rows(p.z)) && states(p.B_step) &&
-         states(p.C_step);
+  return inputs_are_plain(p) && p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 &&
+         p.y.l % 2 == 0 && is_near<T>(p.y.l);
 }
 
 template <typename T, int N, bool kGate, bool kPlain>

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(128) generic_backward(const SelectiveScanBackw
   using Reader = ScanReader<T, kComplex>;
   using R = typename Reader::R;
   using Num = typename Reader::Num;
-  constexpr int kSteps = static_cast<int>(kScanChunk);
+  constexpr int kSteps = static_cast<int>(kCudaScanChunk);
   const Reader in{p};
   const R twice = kComplex ? 2 : 1;
   const int lane = static_cast<int>(threadIdx.x) % 32, n0 = lane % width;
@@ -228,7 +228,7 @@ __global__ void sum_blocks(const Accumulator<T>* parts, BackwardPlan plan, int64
 }  // namespace
 
 template <typename T>
-int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs) {
+int64_t selective_scan_backward_generic_workspace_bytes(const SelectiveScanInputs<T>& inputs) {
   return static_cast<int64_t>(BackwardWorkspace<Accumulator<T>>(inputs, nullptr).bytes);
 }
 
@@ -270,8 +270,8 @@ void selective_scan_backward_generic(const SelectiveScanBackward<T>& p, CudaStre
   if (!p.constant_C) reduce_steps(w.dC_part, p.dC_step);
 }
 
-#define ADDER_INSTANTIATE(T)                                                               \
-  template int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>&); \
+#define ADDER_INSTANTIATE(T)                                                                       \
+  template int64_t selective_scan_backward_generic_workspace_bytes(const SelectiveScanInputs<T>&); \
   template void selective_scan_backward_generic(const SelectiveScanBackward<T>&, CudaStream);
 ADDER_INSTANTIATE(float)
 ADDER_INSTANTIATE(double)

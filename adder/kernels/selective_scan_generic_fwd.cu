@@ -4,7 +4,7 @@
 namespace adder::kernels::cuda {
 namespace {
 
-constexpr int kPiece = 8;  // steps whose outputs a thread gathers before lanes add them; divides kScanChunk
+constexpr int kPiece = 8;  // steps whose outputs a thread gathers before lanes add them; divides kCudaScanChunk
 
 template <typename T, bool kComplex>
 __global__ void __launch_bounds__(128) generic_forward(const SelectiveScanForward<T> p, int width) {
@@ -38,10 +38,11 @@ __global__ void __launch_bounds__(128) generic_forward(const SelectiveScanForwar
         x[i] = live[i] ? Reader::at(p.u, rows.b, t, d) : R(0);
         y[i] = 0;
       }
-      const bool border = p.border_states != nullptr && j0 % kScanChunk == 0;
+      const bool border = p.border_states != nullptr && j0 % kCudaScanChunk == 0;
       for (int64_t n = n0; active && n < p.state; n += width) {
         Num h = Reader::number(p.final_state, state + n);
-        if (border) Reader::set(p.border_states, ((rows.chunk + j0 / kScanChunk) * p.channels + d) * p.state + n, h);
+        if (border)
+          Reader::set(p.border_states, ((rows.chunk + j0 / kCudaScanChunk) * p.channels + d) * p.state + n, h);
         const Num A = in.A(d, n);
 #pragma unroll
         for (int i = 0; i < kPiece; ++i) {

@@ -13,12 +13,12 @@ struct SequenceRows {
     int64_t begin = 0;
     length = layout.length;
     b = s;
-    chunk = s * ((layout.length + kScanChunk - 1) / kScanChunk);
+    chunk = s * ((layout.length + kCudaScanChunk - 1) / kCudaScanChunk);
     if (layout.cu_seqlens != nullptr) {
       b = 0;
       begin = min(max(layout.cu_seqlens[s], int64_t{0}), layout.length);
       length = min(max(layout.cu_seqlens[s + 1] - begin, int64_t{0}), layout.length - begin);
-      chunk = begin / kScanChunk + s;  // at least as far from the next one's as this sequence has chunks
+      chunk = begin / kCudaScanChunk + s;  // at least as far from the next one's as this sequence has chunks
     }
     first = layout.reverse ? begin + length - 1 : begin;
     step = layout.reverse ? -1 : 1;

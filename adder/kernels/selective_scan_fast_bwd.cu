@@ -1,0 +1,465 @@
+#include "adder/kernels/scan_tiles.cuh"
+#include "adder/kernels/scratch.h"
+
+namespace adder::kernels::cuda {
+namespace {
+
+constexpr float kLn2 = 0.6931471805599453f;
+
+// Where the kernel leaves its sums: parts of dB and dC for each block of channels, and those over steps for each
+// sequence.
+struct FastBackwardParts {
+  float* dBC;         // (blocks, B L, 2, N)
+  float* dA;          // (S, D, N)
+  float *dD, *dbias;  // (S, D)
+};
+
+// The layout of the forward kernel. A chunk of 16 steps is loaded and prepared at a time, from the last; it is done in
+// two halves of 8 steps: the states forward from the saved one, with a_t and a_t h_(t-1) kept in registers, then the
+// gradients backward. dB and dC are added over the block's channels through shared memory.
+template <typename T, int N, int kWarps>
+struct BackwardTiles {
+  static constexpr int kSteps = 16, kHalf = 8, kChannels = 16, kStates = N / 4;
+  struct Raw {
+    T delta[kSteps][kChannels], u[kSteps][kChannels], z[kSteps][kChannels], dy[kSteps][kChannels], BC[2][kSteps][N];
+  };
+  struct Ready {
+    float4 step[kSteps][8];  // {delta, delta u} of each of a lane's two channels
+    float2 dy[kSteps][8];    // times silu(z)
+    float BC[2][kSteps][N];
+  };
+  struct Warp {
+    Raw raw[2];
+    Ready ready;
+  };
+  Warp warp[kWarps];
+  float sums[2][kHalf][2][kWarps][8][N];  // dB and dC of the lanes' channels, in turn
+};
+
+template <typename T, int N, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
+    fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const TileStrides strides, const int dy_stride,
+                  const int du_stride, const int ddelta_stride, const int dz_stride, const FastBackwardParts parts) {
+  using Tiles = BackwardTiles<T, N, kWarpsEach>;
+  constexpr int kSteps = Tiles::kSteps, kHalf = Tiles::kHalf, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
+  extern __shared__ __align__(16) char shared[];
+  Tiles& tiles = *reinterpret_cast<Tiles*>(shared);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int q = lane % 4, group = lane / 4;
+  const bool odd = lane & 1, high = lane & 2;
+  const int64_t group_channels = p.channels / p.groups;
+  const int64_t group_blocks = (group_channels + kWarpsEach * kChannels - 1) / (kWarpsEach * kChannels);
+  const int64_t all_blocks = group_blocks * p.groups;
+  const int64_t s = blockIdx.x / all_blocks, block = blockIdx.x % all_blocks, g = block / group_blocks;
+  const int64_t d0 = g * group_channels + (block % group_blocks * kWarpsEach + warp) * kChannels;
+  const int columns =
+      static_cast<int>(max(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0), int64_t{0}));
+  const SequenceRows rows(p.layout, s);
+  const int length = static_cast<int>(rows.length), chunks = (length + kSteps - 1) / kSteps;
+
+  const int64_t d = d0 + 2 * group;  // this lane's first channel
+  bool real[2];
+  float A[2][kStates], dh[2][kStates], dA[2][kStates] = {}, skip[2], bias[2], dskip[2] = {}, dbias[2] = {};
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    real[c] = 2 * group + c < columns;
+    skip[c] = real[c] && p.D.data != nullptr ? p.D.data[(d + c) * p.D.d] : 0.0f;
+    bias[c] = real[c] && p.delta_bias.data != nullptr ? p.delta_bias.data[(d + c) * p.delta_bias.d] : 0.0f;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
+      dh[c][n] =
+          real[c] && p.dfinal_state != nullptr ? p.dfinal_state[(s * p.channels + d + c) * N + q * kStates + n] : 0.0f;
+    }
+  }
+  const int own = lane % 8;
+  float own_bias[2];
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+    own_bias[c] = 2 * own + c < columns && p.delta_bias.data != nullptr
+                      ? p.delta_bias.data[(d0 + 2 * own + c) * p.delta_bias.d]
+                      : 0.0f;
+
+  typename Tiles::Warp& mine = tiles.warp[warp];
+  const auto first_channel = [&](const auto& v) { return v.data + rows.b * v.b + rows.first * v.l + d0 * v.d; };
+  const auto first_state = [&](const View4<const T>& v) { return v.data + rows.b * v.b + rows.first * v.l + g * v.g; };
+  using ChannelCopy = TileCopy<T, kSteps, kChannels>;
+  using StateCopy = TileCopy<T, kSteps, N>;
+  const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
+  const ChannelCopy copy_u(first_channel(p.u), rows.step * p.u.l, columns, lane);
+  const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
+  const ChannelCopy copy_dy(first_channel(p.dy), rows.step * p.dy.l, columns, lane);
+  const StateCopy copy_B(first_state(p.B_step), rows.step * p.B_step.l, N, lane);
+  const StateCopy copy_C(first_state(p.C_step), rows.step * p.C_step.l, N, lane);
+  const auto load = [&](int chunk, typename Tiles::Raw& to) {
+    const int j0 = chunk * kSteps, count = min(length - j0, kSteps);
+    if constexpr (kPlain) {
+      if (chunk >= 0) {
+        copy_delta.start(to.delta, chunk, strides.delta, strides.delta / kSteps, count, lane);
+        copy_u.start(to.u, chunk, strides.u, strides.u / kSteps, count, lane);
+        if constexpr (kGate) copy_z.start(to.z, chunk, strides.z, strides.z / kSteps, count, lane);
+        copy_dy.start(to.dy, chunk, dy_stride, dy_stride / kSteps, count, lane);
+        copy_B.start(to.BC[0], chunk, strides.B, strides.B / kSteps, count, lane);
+        copy_C.start(to.BC[1], chunk, strides.C, strides.C / kSteps, count, lane);
+      }
+      end_copies();
+    } else if (chunk >= 0) {
+      const auto channels = [&](T(*to_rows)[kChannels], const View3<const T>& v) {
+        copy_values<T, kSteps, kChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d, count,
+                                          columns, lane);
+      };
+      const auto states = [&](T(*to_rows)[N], const View4<const T>& v) {
+        copy_values<T, kSteps, N>(to_rows, first_state(v) + j0 * rows.step * v.l, rows.step * v.l, v.n, count, N, lane);
+      };
+      channels(to.delta, p.delta);
+      channels(to.u, p.u);
+      if constexpr (kGate) channels(to.z, p.z);
+      channels(to.dy, p.dy);
+      states(to.BC[0], p.B_step);
+      states(to.BC[1], p.C_step);
+    }
+  };
+  const auto prepare = [&](const typename Tiles::Raw& from, unsigned live) {
+    typename Tiles::Ready& to = mine.ready;
+#pragma unroll
+    for (int i = 0; i < kSteps / 4; ++i) {
+      const int t = 4 * i + lane / 8;
+      const bool counted = live >> t & 1;
+      const float2 raw = pair(&from.delta[t][2 * own]), x = pair(&from.u[t][2 * own]);
+      float2 dy = pair(&from.dy[t][2 * own]);
+      float dt0 = raw.x + own_bias[0], dt1 = raw.y + own_bias[1];
+      if (p.delta_softplus) dt0 = softplus_fast(dt0), dt1 = softplus_fast(dt1);
+      if constexpr (kGate) {
+        const float2 z = pair(&from.z[t][2 * own]);
+        dy.x *= z.x * sigmoid_fast(z.x);
+        dy.y *= z.y * sigmoid_fast(z.y);
+      }
+      to.step[t][own] = counted ? float4{dt0, dt0 * x.x, dt1, dt1 * x.y} : float4{0, 0, 0, 0};
+      to.dy[t][own] = counted ? dy : float2{0, 0};
+      const int t_BC = 4 * i + lane % 16 / 4;
+      float v[kStates];
+      Packed<T, kStates> bits;
+      bits.load(&from.BC[lane / 16][t_BC][q * kStates]);
+      bits.floats(v);
+      if constexpr (!kPlain) {
+        const bool real_step = live >> t_BC & 1;
+#pragma unroll
+        for (int n = 0; n < kStates; ++n) v[n] = real_step ? v[n] : 0.0f;
+      }
+      store_floats(&to.BC[lane / 16][t_BC][q * kStates], v);
+    }
+  };
+  const auto border = [&](int chunk, float(&h)[2][kStates]) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (real[c]) {
+        const int64_t at = (rows.length <= 0 ? 0 : (rows.chunk + chunk) * p.channels + d + c);
+        load_floats(h[c], &p.border_states[at * N + q * kStates]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < kStates; ++n) h[c][n] = 0;
+      }
+    }
+  };
+
+  int turn = 0;
+  // Eight steps from t0 on: h is the state before them; dh that after them, and then that before them.
+  const auto half = [&](const typename Tiles::Raw& raw, int j0, int t0, unsigned live, float(&h)[2][kStates]) {
+    const typename Tiles::Ready& ready = mine.ready;
+    float a[kHalf][2][kStates], m[kHalf][2][kStates], y[2][2];
+#pragma unroll
+    for (int four = 0; four < 2; ++four) {
+      float part[2][4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int i = 4 * four + k, t = t0 + i;
+        float step[4], dy[2], B[kStates], C[kStates], dC[kStates];
+        load_floats(step, &ready.step[t][group].x);
+        load_floats(dy, &ready.dy[t][group].x);
+        load_floats(B, &ready.BC[0][t][q * kStates]);
+        load_floats(C, &ready.BC[1][t][q * kStates]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+          for (int n = 0; n < kStates; ++n) {
+            a[i][c][n] = exp2_fast(step[2 * c] * A[c][n]);
+            m[i][c][n] = a[i][c][n] * h[c][n];
+            h[c][n] = fmaf(step[2 * c + 1], B[n], m[i][c][n]);
+            part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
+            dC[n] = c == 0 ? dy[c] * h[c][n] : fmaf(dy[c], h[c][n], dC[n]);
+          }
+        store_floats(&tiles.sums[turn][i][1][warp][group][q * kStates], dC);
+      }
+#pragma unroll
+      for (int c = 0; c < 2; ++c) y[four][c] = sum_and_deal(part[c], odd, high);
+    }
+#pragma unroll
+    for (int four = 1; four >= 0; --four) {
+      float by_A[2][4], by_B[2][4];
+#pragma unroll
+      for (int k = 3; k >= 0; --k) {
+        const int i = 4 * four + k, t = t0 + i;
+        float step[4], dy[2], B[kStates], C[kStates], dB[kStates];
+        load_floats(step, &ready.step[t][group].x);
+        load_floats(dy, &ready.dy[t][group].x);
+        load_floats(B, &ready.BC[0][t][q * kStates]);
+        load_floats(C, &ready.BC[1][t][q * kStates]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+          for (int n = 0; n < kStates; ++n) {
+            dh[c][n] = fmaf(dy[c], C[n], dh[c][n]);
+            const float w = dh[c][n] * m[i][c][n];
+            by_A[c][k] = n == 0 ? w * A[c][n] : fmaf(w, A[c][n], by_A[c][k]);
+            dA[c][n] = fmaf(w, step[2 * c], dA[c][n]);
+            dB[n] = c == 0 ? step[2 * c + 1] * dh[c][n] : fmaf(step[2 * c + 1], dh[c][n], dB[n]);
+            by_B[c][k] = n == 0 ? B[n] * dh[c][n] : fmaf(B[n], dh[c][n], by_B[c][k]);
+            dh[c][n] *= a[i][c][n];
+          }
+        store_floats(&tiles.sums[turn][i][0][warp][group][q * kStates], dB);
+      }
+      const int t = t0 + 4 * four + q, j = j0 + t;
+      const float2 x = pair(&raw.u[t][2 * group]), pre = pair(&raw.delta[t][2 * group]);
+      const float2 dy = pair(&raw.dy[t][2 * group]);
+      float2 z{};
+      if constexpr (kGate) z = pair(&raw.z[t][2 * group]);
+      float step[4], gated[2];
+      load_floats(step, &ready.step[t][group].x);
+      load_floats(gated, &ready.dy[t][group].x);
+      float du[2], ddelta[2], dz[2];
+      const bool counted = live >> t & 1;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float sA = sum_and_deal(by_A[c], odd, high), sB = sum_and_deal(by_B[c], odd, high);
+        const float u = c == 0 ? x.x : x.y;
+        ddelta[c] = fmaf(kLn2, sA, u * sB);
+        if (p.delta_softplus) ddelta[c] *= sigmoid_fast((c == 0 ? pre.x : pre.y) + bias[c]);
+        du[c] = fmaf(step[2 * c], sB, skip[c] * gated[c]);
+        if constexpr (kGate) {
+          const float gate = c == 0 ? z.x : z.y, sigma = sigmoid_fast(gate);
+          dz[c] = (c == 0 ? dy.x : dy.y) * fmaf(skip[c], u, y[four][c]) * sigma * fmaf(gate, 1.0f - sigma, 1.0f);
+        }
+        if (!kPlain && !counted) ddelta[c] = du[c] = dz[c] = 0;
+        if (kPlain ? j < length : counted) {
+          dskip[c] = fmaf(gated[c], u, dskip[c]);
+          dbias[c] += ddelta[c];
+        }
+      }
+      if constexpr (kPlain) {
+        if (j < length && real[0]) {
+          const auto at = [&](const View3<T>& v, int stride) {
+            return reinterpret_cast<T*>(reinterpret_cast<char*>(v.data + rows.b * v.b + rows.first * v.l + d) +
+                                        static_cast<int64_t>(j) * (stride / kSteps));
+          };
+          store_pair(at(p.du, du_stride), du[0], du[1]);
+          store_pair(at(p.ddelta, ddelta_stride), ddelta[0], ddelta[1]);
+          if constexpr (kGate) store_pair(at(p.dz, dz_stride), dz[0], dz[1]);
+        }
+      } else if (j < length) {
+        const int64_t time = rows.time(j);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (!real[c]) continue;
+          p.du.data[rows.b * p.du.b + time * p.du.l + (d + c) * p.du.d] = narrow<T>(du[c]);
+          p.ddelta.data[rows.b * p.ddelta.b + time * p.ddelta.l + (d + c) * p.ddelta.d] = narrow<T>(ddelta[c]);
+          if constexpr (kGate) p.dz.data[rows.b * p.dz.b + time * p.dz.l + (d + c) * p.dz.d] = narrow<T>(dz[c]);
+        }
+      }
+    }
+    __syncthreads();  // all warps' dB and dC of these steps are there; those of the turn before have been added
+    constexpr int kPairs = kHalf * 2 * N / 2;
+#pragma unroll
+    for (int first = 0; first < kPairs; first += 32 * kWarpsEach) {
+      const int i = first + thread;
+      if (kPairs % (32 * kWarpsEach) != 0 && i >= kPairs) break;
+      const int n = i % (N / 2) * 2, which = i / (N / 2) % 2, t = i / N, j = j0 + t0 + t;
+      // dB from the first row on, dC from the second: the lanes of both then use different banks.
+      const float* const from = &tiles.sums[turn][t][which][0][0][n];
+      const float* const rotated = from + which * N;
+      float2 sum{0, 0};
+#pragma unroll
+      for (int w = 0; w < kWarpsEach; ++w)
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          const float2 v = *reinterpret_cast<const float2*>(k < 7 ? rotated + (8 * w + k) * N
+                                                                  : from + 8 * w * N + (which == 0 ? 7 * N : 0));
+          sum.x += v.x;
+          sum.y += v.y;
+        }
+      if (j < length) {
+        const int64_t row = rows.b * p.layout.length + rows.time(j);
+        *reinterpret_cast<float2*>(&parts.dBC[((block * p.layout.batch * p.layout.length + row) * 2 + which) * N + n]) =
+            sum;
+      }
+    }
+    turn = 1 - turn;
+  };
+
+  load(chunks - 1, mine.raw[(chunks - 1) & 1]);
+  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int j0 = chunk * kSteps, count = min(length - j0, kSteps);
+    const typename Tiles::Raw& raw = mine.raw[chunk & 1];
+    __syncwarp();  // the other stage has been used
+    load(chunk - 1, mine.raw[(chunk - 1) & 1]);
+    wait_copies<1>();
+    unsigned live = (1u << count) - 1;
+    if constexpr (!kPlain)
+      if (p.layout.mask.data != nullptr)
+        live = __ballot_sync(kAllLanes, lane < count && counts(p.layout.mask, rows.b, rows.time(j0 + lane)));
+    __syncwarp();
+    float saved[2][kStates], h[2][kStates];
+    border(chunk, saved);
+    prepare(raw, live);
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) h[c][n] = saved[c][n];
+    if (count > kHalf) {
+#pragma unroll
+      for (int t = 0; t < kHalf; ++t) {
+        float step[4], B[kStates];
+        load_floats(step, &mine.ready.step[t][group].x);
+        load_floats(B, &mine.ready.BC[0][t][q * kStates]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+          for (int n = 0; n < kStates; ++n)
+            h[c][n] = fmaf(step[2 * c + 1], B[n], exp2_fast(step[2 * c] * A[c][n]) * h[c][n]);
+      }
+      half(raw, j0, kHalf, live, h);
+    }
+    half(raw, j0, 0, live, saved);
+  }
+  wait_copies<0>();
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    if (!real[c]) continue;
+    const int64_t row = s * p.channels + d + c;
+    store_floats(&parts.dA[row * N + q * kStates], dA[c]);
+    if (p.dinitial_state != nullptr) store_floats(&p.dinitial_state[row * N + q * kStates], dh[c]);
+  }
+  // Lanes q hold different steps' sums of the same channels.
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    dskip[c] = sum_lanes(dskip[c], 4);
+    dbias[c] = sum_lanes(dbias[c], 4);
+    if (q == 0 && real[c]) {
+      parts.dD[s * p.channels + d + c] = dskip[c];
+      parts.dbias[s * p.channels + d + c] = dbias[c];
+    }
+  }
+}
+
+constexpr int kWarps = 4;
+
+// dB and dC (B, L, G, N) from the blocks' parts, added in order.
+template <typename T>
+__global__ void sum_blocks(const float* parts, int64_t groups, int64_t group_blocks, int64_t rows, int64_t length,
+                           int N, View4<T> dB, View4<T> dC) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x, size = rows * groups * 2 * N;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
+    const int64_t row = i / (2 * N) % rows, g = i / (2 * N) / rows, which = i / N % 2, n = i % N;
+    float sum = 0;
+    for (int64_t k = 0; k < group_blocks; ++k) sum += parts[(g * group_blocks + k) * rows * 2 * N + i % (rows * 2 * N)];
+    const View4<T>& out = which == 0 ? dB : dC;
+    out.data[row / length * out.b + row % length * out.l + g * out.g + n * out.n] = narrow<T>(sum);
+  }
+}
+
+// out[i] = sum over k of parts[k, i], in the order of k.
+__global__ void sum_parts(const float* parts, int64_t count, int64_t size, float* out) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k) sum += parts[k * size + i];
+    out[i] = static_cast<float>(sum);
+  }
+}
+
+struct Plan {
+  int64_t group_blocks, blocks, rows;
+  FastBackwardParts parts;
+  size_t bytes;
+
+  template <typename T>
+  Plan(const SelectiveScanInputs<T>& p, void* workspace) {
+    const int64_t block_channels = kWarps * BackwardTiles<T, 16, kWarps>::kChannels;
+    group_blocks = (p.channels / p.groups + block_channels - 1) / block_channels;
+    blocks = group_blocks * p.groups;
+    rows = p.layout.batch * p.layout.length;
+    Carver<float> carver(static_cast<std::byte*>(workspace));
+    parts.dBC = carver.take(blocks * rows * 2 * p.state);
+    parts.dA = carver.take(p.layout.sequences * p.channels * p.state);
+    parts.dD = carver.take(p.layout.sequences * p.channels);
+    parts.dbias = carver.take(p.layout.sequences * p.channels);
+    bytes = carver.used();
+  }
+};
+
+template <typename T>
+bool is_plain(const SelectiveScanBackward<T>& p) {
+  const auto outputs = [](const View3<T>& v) {
+    return v.d == 1 && reinterpret_cast<uintptr_t>(v.data) % 8 == 0 && v.b % 2 == 0 && v.l % 2 == 0 && is_near<T>(v.l);
+  };
+  return inputs_are_plain(p) && is_near<T>(p.dy.l) && copies_by_16(p.dy.data, {p.dy.b, p.dy.l}, p.dy.d) &&
+         outputs(p.du) && outputs(p.ddelta) && (p.dz.data == nullptr || outputs(p.dz));
+}
+
+template <typename T, int N, bool kGate, bool kPlain>
+void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
+  using Tiles = BackwardTiles<T, N, kWarps>;
+  const auto kernel = fast_backward<T, N, kGate, kPlain, kWarps, 2>;
+  constexpr int kShared = static_cast<int>(sizeof(Tiles));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, backward");
+  const int64_t bytes = (p.layout.reverse ? -1 : 1) * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
+  const auto stride = [&](int64_t l) { return kPlain ? static_cast<int>(bytes * l) : 0; };
+  const TileStrides strides{stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), 0};
+  kernel<<<static_cast<unsigned>(plan.blocks * p.layout.sequences), 32 * kWarps, kShared, stream>>>(
+      p, strides, stride(p.dy.l), stride(p.du.l), stride(p.ddelta.l), stride(p.dz.l), plan.parts);
+  check_launch("selective_scan, fast backward");
+}
+
+template <typename T, int N>
+void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
+  const bool plain = is_plain(p);
+  if (p.z.data != nullptr)
+    plain ? launch<T, N, true, true>(p, plan, stream) : launch<T, N, true, false>(p, plan, stream);
+  else
+    plain ? launch<T, N, false, true>(p, plan, stream) : launch<T, N, false, false>(p, plan, stream);
+}
+
+}  // namespace
+
+template <typename T>
+int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>& p) {
+  return static_cast<int64_t>(Plan(p, nullptr).bytes);
+}
+
+template <typename T>
+void selective_scan_backward_fast(const SelectiveScanBackward<T>& p, CudaStream stream) {
+  const Plan plan(p, p.workspace);
+  if (plan.blocks * p.layout.sequences > 0)
+    p.state == 8 ? launch<T, 8>(p, plan, stream) : launch<T, 16>(p, plan, stream);
+  const auto reduce = [&](const float* parts, int64_t size, float* out) {
+    if (out == nullptr || size == 0) return;
+    sum_parts<<<grid_for(size, 128), 128, 0, stream>>>(parts, p.layout.sequences, size, out);
+  };
+  reduce(plan.parts.dA, p.channels * p.state, p.dA);
+  reduce(plan.parts.dD, p.channels, p.dD);
+  reduce(plan.parts.dbias, p.channels, p.ddelta_bias);
+  if (const int64_t size = plan.rows * p.groups * 2 * p.state; size > 0)
+    sum_blocks<T><<<grid_for(size, 256), 256, 0, stream>>>(plan.parts.dBC, p.groups, plan.group_blocks, plan.rows,
+                                                           p.layout.length, static_cast<int>(p.state), p.dB_step,
+                                                           p.dC_step);
+  check_launch("selective_scan, sums of the backward pass");
+}
+
+#define ADDER_INSTANTIATE(T)                                                                    \
+  template int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>&); \
+  template void selective_scan_backward_fast(const SelectiveScanBackward<T>&, CudaStream);
+ADDER_INSTANTIATE(float)
+ADDER_INSTANTIATE(bfloat16)
+ADDER_INSTANTIATE(float16)
+
+}  // namespace adder::kernels::cuda
