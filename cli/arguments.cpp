@@ -41,6 +41,10 @@ CLI::Option* add_threads(CLI::App& app, int64_t& threads) {
   return add_whole_number(app, "--threads", threads, "processor threads; 0: all", 0, kMostThreads);
 }
 
+CLI::Option* add_device(CLI::App& app, std::string& device) {
+  return app.add_option("--device", device, "cpu, cuda (the first GPU) or cuda:<number>")->capture_default_str();
+}
+
 CLI::Option* add_real(CLI::App& app, const std::string& name, std::optional<double>& value, const std::string& help) {
   const auto read = [=, &value](const CLI::results_t& texts) {
     const std::string& text = texts.at(0);

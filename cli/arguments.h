@@ -17,6 +17,7 @@ inline constexpr int64_t kMostThreads = 4096;
 CLI::Option* add_whole_number(CLI::App& app, const std::string& name, int64_t& value, const std::string& help,
                               int64_t min, int64_t max = kLargestSize);
 CLI::Option* add_threads(CLI::App& app, int64_t& threads);
+CLI::Option* add_device(CLI::App& app, std::string& device);
 // A finite real.
 CLI::Option* add_real(CLI::App& app, const std::string& name, std::optional<double>& value, const std::string& help);
 // Texts, one each time the option is given, taken as they are: CLI11 would make two of "[a, b]" and none of "{}".

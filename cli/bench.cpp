@@ -4,7 +4,6 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "adder/core/error.h"
 #include "cli/arguments.h"
@@ -12,13 +11,15 @@
 
 namespace adder::cli {
 
-double median_ms(const std::function<void()>& body) {
+double median_ms(torch::Device device, const std::function<void()>& body) {
+  device::Stopwatch watch(device);
   const auto once = [&] {
-    const auto begin = std::chrono::steady_clock::now();
+    watch.start();
     body();
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+    watch.stop();
+    return watch.milliseconds();
   };
-  const double first = std::min(once(), once());
+  const double first = std::min({once(), once(), once()});
   const int64_t runs = std::clamp<int64_t>(static_cast<int64_t>(2000 / std::max(first, 1e-3)), 5, 1000);
   std::vector<double> times;
   for (int64_t i = 0; i < runs; ++i) times.push_back(once());
@@ -28,7 +29,8 @@ double median_ms(const std::function<void()>& body) {
 
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected) {
   const torch::Tensor wide = expected.to(torch::kDouble);
-  return ((got.to(torch::kDouble) - wide).abs().max() / wide.abs().max().clamp_min(1e-30)).item<double>();
+  return ((got.to(wide.device(), torch::kDouble) - wide).abs().max() / wide.abs().max().clamp_min(1e-30))
+      .item<double>();
 }
 
 void check_error(const char* name, double error, double allowed) {
@@ -80,13 +82,14 @@ void add_bench_command(CLI::App& app) {
     auto* sub = command->add_subcommand(one.name, one.help);
     for (const auto& [flag, value] : one.flags) add_whole_number(*sub, flag, *value, "", 1);
     sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
-    sub->add_option("--device", o.device)->check(CLI::IsMember({"cpu"}))->capture_default_str();
+    add_device(*sub, o.device);
     add_threads(*sub, o.threads);
     sub->add_flag("--json", o.json, "one JSON line");
     sub->callback([options, name = std::string(one.name), run = one.run] {
       if (options->threads > 0) at::set_num_threads(static_cast<int>(options->threads));
       nlohmann::ordered_json line = {
-          {"case", name}, {"dtype", options->dtype}, {"device", options->device}, {"threads", at::get_num_threads()}};
+          {"case", name}, {"dtype", options->dtype}, {"device", device::name(options->where())}};
+      if (options->where().is_cpu()) line["threads"] = at::get_num_threads();
       line.update(run(*options));
       if (options->json) {
         fmt::print("{}\n", line.dump());

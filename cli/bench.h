@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "adder/device/device.h"
+
 namespace adder::cli {
 
 struct BenchOptions {
@@ -16,12 +18,13 @@ struct BenchOptions {
   int64_t batch = 1, length = 2048, channels = 2048, state = 16, width = 4;
   int64_t d_model = 768, n_layer = 24, vocab = 50280, prompt = 512, tokens = 64;
 
+  torch::Device where() const { return device::parse(device); }
   torch::ScalarType type() const { return dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat; }
 };
 
-// The median of the times of `body` in milliseconds, after a warm-up; as many runs as fit into about two seconds, five
-// at least.
-double median_ms(const std::function<void()>& body);
+// The median of the times of `body` in milliseconds by the device's clock, after a warm-up; as many runs as fit into
+// about two seconds, five at least.
+double median_ms(torch::Device device, const std::function<void()>& body);
 
 // The largest difference as a share of the largest expected magnitude.
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected);

@@ -9,6 +9,7 @@
 #include "adder/kernels/machine_rates.h"
 #include "adder/models/mamba_lm.h"
 #include "adder/train/adamw.h"
+#include "adder/train/device_step.h"
 #include "cli/bench.h"
 
 namespace adder::cli {
@@ -53,8 +54,10 @@ double train_error(const BenchOptions& o) {
   models::MambaLM model(small_options(o));
   models::MambaLM wide = in_double(model);
   model->set_activation_type(o.type());
-  const Tensor ids = torch::randint(model->options().vocab_size, {1, 49}, torch::kLong);
+  model->to(o.where());
+  const Tensor all_ids = torch::randint(model->options().vocab_size, {1, 49}, torch::kLong);
   const auto loss_of = [&](models::MambaLM& m) {
+    const Tensor ids = all_ids.to(m->device());
     const Tensor loss = m->loss(ids.slice(1, 0, 48), ids.slice(1, 1, 49)).mean;
     loss.backward();
     return loss.detach();
@@ -75,6 +78,7 @@ double decode_error(const BenchOptions& o) {
   models::MambaLM model(small_options(o));
   models::MambaLM wide = in_double(model);
   if (o.type() != torch::kFloat) model->cast_weights(o.type());
+  model->to(o.where());
   std::vector<int64_t> tokens(40);
   for (size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<int64_t>(i * 37 % static_cast<size_t>(model->options().vocab_size));
@@ -95,14 +99,35 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
   check_error("train", error, o.type() == torch::kFloat ? 1e-4 : 5e-2);
   models::MambaLM model(model_options(o));
   model->set_activation_type(o.type());
+  const torch::Device device = o.where();
+  model->to(device);
   train::AdamW optimizer(*model, {});
-  const auto step = [&] {
+  const auto random_batch = [&] {
     const Tensor ids = torch::randint(o.vocab, {o.batch, o.length + 1}, torch::kLong);
-    optimizer.zero_grad();
-    model->loss(ids.slice(1, 0, o.length), ids.slice(1, 1, o.length + 1)).mean.backward();
-    optimizer.step(1e-4, optimizer.gradient_norm());
+    tasks::TaskBatch batch;
+    batch.input = device::pinned(ids.slice(1, 0, o.length).contiguous(), device);
+    batch.target = device::pinned(ids.slice(1, 1, o.length + 1).contiguous(), device);
+    return batch;
   };
-  const double ms = median_ms(step);
+  double ms = 0;
+  int64_t peak = 0;
+  if (device.is_cuda()) {
+    train::DeviceStep steps(model, optimizer, 1, false, device);
+    const std::vector<tasks::TaskBatch> batches = {random_batch()};
+    ms = median_ms(device, [&] {
+      steps.launch(batches, 1e-4);
+      if (steps.pending() == steps.most_pending()) steps.take();
+    });
+    peak = device::memory(device).peak;
+  } else {
+    ms = median_ms(device, [&] {
+      const tasks::TaskBatch batch = random_batch();
+      optimizer.zero_grad();
+      model->loss(batch.input, batch.target).mean.backward();
+      optimizer.step(1e-4, optimizer.gradient_norm());
+    });
+    peak = peak_resident_bytes();
+  }
   return {{"d_model", o.d_model},
           {"n_layer", o.n_layer},
           {"vocab", o.vocab},
@@ -111,7 +136,7 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
           {"parameters", model->parameter_count()},
           {"tokens_per_s", static_cast<double>(o.batch * o.length) / (ms * 1e-3)},
           {"step_ms", ms},
-          {"peak_bytes", peak_resident_bytes()},
+          {"peak_bytes", peak},
           {"error", error}};
 }
 
@@ -125,12 +150,15 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
   }();
   model->eval();
   if (o.type() != torch::kFloat) model->cast_weights(o.type());
+  const torch::Device device = o.where();
+  model->to(device);
   int64_t weight_bytes = 0;
   for (const Tensor& parameter : model->parameters()) weight_bytes += static_cast<int64_t>(parameter.nbytes());
 
-  const auto seconds = [](auto&& body) {
+  const auto seconds = [device](auto&& body) {
     const auto begin = std::chrono::steady_clock::now();
     body();
+    device::synchronize(device);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
   std::vector<std::vector<int64_t>> prompts(o.batch, std::vector<int64_t>(o.prompt));
@@ -144,7 +172,7 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
     std::vector<int64_t> next(o.batch);
     for (int64_t i = 0; i < o.tokens; ++i)
       steps.push_back(seconds([&] {
-        const Tensor best = session.state().logits.argmax(1);  // greedy
+        const Tensor best = session.state().logits.argmax(1).cpu();  // greedy
         for (int64_t b = 0; b < o.batch; ++b) next[b] = best[b].item<int64_t>();
         session.step(next);
       }));
@@ -157,9 +185,8 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
     return times[times.size() / 2];
   };
   const double prompt = median(prompt_times), step = median(step_times);
-  const double read_rate = kernels::cpu::read_bytes_per_second(at::get_num_threads());
   const auto rows = static_cast<double>(o.batch);
-  return {
+  nlohmann::ordered_json line = {
       {"d_model", o.d_model},
       {"n_layer", o.n_layer},
       {"vocab", o.vocab},
@@ -170,9 +197,12 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
       {"decode_tokens_per_s", rows / step},
       {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / (prompt + step * static_cast<double>(o.tokens))},
       {"error", error},
-      {"weight_bytes", weight_bytes},
-      {"machine_read_bytes_per_s", read_rate},
-      {"decode_read_share", static_cast<double>(weight_bytes) / step / read_rate}};
+      {"weight_bytes", weight_bytes}};
+  if (!device.is_cpu()) return line;
+  const double read_rate = kernels::cpu::read_bytes_per_second(at::get_num_threads());
+  line.update({{"machine_read_bytes_per_s", read_rate},
+               {"decode_read_share", static_cast<double>(weight_bytes) / step / read_rate}});
+  return line;
 }
 
 }  // namespace adder::cli

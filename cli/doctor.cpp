@@ -11,9 +11,11 @@
 
 #include "adder/core/error.h"
 #include "adder/core/version.h"
+#include "adder/device/device.h"
 #include "adder/models/mamba_lm.h"
 #include "adder/ops/selective_scan.h"
 #include "cli/commands.h"
+#include "cli/run_config.h"
 
 namespace adder::cli {
 namespace {
@@ -72,7 +74,13 @@ void run() {
   fmt::print("compiler   {} (C++{})\n", __VERSION__, __cplusplus / 100 % 100);
   fmt::print("processor  {} threads of {}; {}\n", at::get_num_threads(), std::thread::hardware_concurrency(),
              processor_features());
-  fmt::print("devices    cpu (this build has no CUDA kernels)\n");
+  fmt::print("devices    cpu\n");
+  if (!device::built_with_cuda()) fmt::print("           (this build has no CUDA kernels)\n");
+  for (int i = 0; i < device::cuda_device_count(); ++i) {
+    const at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(i));
+    fmt::print("           cuda:{} {}, {} of {} free\n", i, device::name(gpu), bytes_text(device::memory(gpu).free),
+               bytes_text(device::memory(gpu).total));
+  }
   const auto begin = std::chrono::steady_clock::now();
   const auto [forward, backward] = scan_errors();
   const auto [first, last] = training_losses();

@@ -4,6 +4,7 @@
 
 #include "adder/core/error.h"
 #include "adder/core/options_io.h"
+#include "adder/device/device.h"
 #include "adder/models/load.h"
 #include "adder/tasks/make_task.h"
 #include "adder/tasks/step.h"
@@ -14,7 +15,7 @@ namespace adder::cli {
 namespace {
 
 struct Arguments {
-  std::string checkpoint, dtype = "float32";
+  std::string checkpoint, dtype = "float32", device = "cpu";
   std::vector<std::string> assignments;
   int64_t batch = 16, threads = 0;
   bool best = false, carry_state = false, json = false;
@@ -28,9 +29,11 @@ struct TaskRoot {
 
 void run(const Arguments& a) {
   if (a.threads > 0) at::set_num_threads(static_cast<int>(a.threads));
+  const torch::Device device = device::parse(a.device);
   models::LoadedModel loaded = models::load_model(a.checkpoint, a.best);
   for (const std::string& reason : loaded.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
   if (a.dtype == "bfloat16") loaded.model->set_activation_type(torch::kBFloat16);
+  loaded.model->to(device);
   TaskRoot root;
   ADDER_CHECK(loaded.state["config"].contains("task"), "{}: holds no task", loaded.path.string());
   core::from_json(root, {{"task", loaded.state["config"]["task"]}}, loaded.path.string() + ": config");
@@ -75,6 +78,7 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--dtype", a->dtype, "type of activations")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
+  add_device(*command, a->device);
   add_threads(*command, a->threads);
   command->add_flag("--json", a->json, "one JSON line");
   command->callback([a] { run(*a); });

@@ -9,6 +9,7 @@
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/data/compressed_file.h"
+#include "adder/device/device.h"
 #include "adder/models/load.h"
 #include "adder/tasks/make_task.h"
 #include "cli/arguments.h"
@@ -19,7 +20,7 @@ namespace adder::cli {
 namespace {
 
 struct Arguments {
-  std::string checkpoint, prompt_file, dtype = "float32";
+  std::string checkpoint, prompt_file, dtype = "float32", device = "cpu";
   std::vector<std::string> prompts, assignments;
   int64_t samples = 1, threads = 0;
   bool best = false, quiet = false;
@@ -80,9 +81,11 @@ void run(const Arguments& a) {
   if (a.threads > 0) at::set_num_threads(static_cast<int>(a.threads));
   infer::GenerateOptions options = default_options();
   for (const std::string& assignment : a.assignments) core::set_option(options, assignment);
+  const torch::Device device = device::parse(a.device);
   models::LoadedModel loaded = models::load_model(a.checkpoint, a.best);
   for (const std::string& reason : loaded.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
   loaded.model = byte_model(loaded);
+  loaded.model->to(device);
   if (a.dtype != "float32") loaded.model->cast_weights(a.dtype == "bfloat16" ? torch::kBFloat16 : torch::kHalf);
 
   std::vector<std::string> texts = a.prompts;
@@ -137,6 +140,7 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--dtype", a->dtype, "type of weights and activations")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
       ->capture_default_str();
+  add_device(*command, a->device);
   add_threads(*command, a->threads);
   command->add_flag("--quiet", a->quiet, "no speeds on stderr");
   command->footer([] { return "Sampling keys:\n" + core::help_table(default_options()); });

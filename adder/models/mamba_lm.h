@@ -74,6 +74,7 @@ class MambaLMImpl : public torch::nn::Module {
 
   const MambaLMOptions& options() const { return options_; }
   int64_t parameter_count() const;
+  torch::Device device() const { return embedding_.device(); }
 
  private:
   torch::Tensor head() const { return head_.defined() ? head_ : embedding_; }

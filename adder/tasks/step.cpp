@@ -29,19 +29,21 @@ models::MambaLMImpl::Loss packed_loss(models::MambaLMImpl& model, const TaskBatc
   nn::SequenceInfo sequence;
   sequence.cu_seqlens = data::segment_offsets(batch.starts);
   const torch::Tensor row_begins = torch::arange(0, rows, torch::kLong) * length;
-  const torch::Tensor first = torch::searchsorted(*sequence.cu_seqlens, row_begins);
+  const torch::Device device = batch.input.device();
+  const torch::Tensor first = torch::searchsorted(*sequence.cu_seqlens, row_begins).to(device);
   const int64_t segments = sequence.cu_seqlens->size(0) - 1;
   // A row that begins with a document begins from zeros as well.
   models::LMState initial;
   if (!state.layers.empty()) {
-    const torch::Tensor keep = batch.starts.select(1, 0).logical_not().to(torch::kFloat).reshape({rows, 1, 1});
+    const torch::Tensor keep =
+        batch.starts.select(1, 0).logical_not().to(torch::kFloat).reshape({rows, 1, 1}).to(device);
     models::LMState kept;
     for (const nn::MambaState& layer : state.layers) kept.layers.push_back({layer.conv * keep, layer.ssm * keep});
     initial = to_segments(kept, first, segments);
   }
   auto loss =
       model.loss(batch.input.reshape({1, rows * length}), batch.target.reshape({1, rows * length}), initial, sequence);
-  const torch::Tensor last = torch::cat({first.slice(0, 1), torch::full({1}, segments, torch::kLong)}) - 1;
+  const torch::Tensor last = torch::cat({first.slice(0, 1), torch::full({1}, segments, first.options())}) - 1;
   loss.state = loss.state.select(last);
   return loss;
 }
@@ -61,8 +63,11 @@ Evaluation evaluate(models::MambaLMImpl& model, BatchSource& source) {
   double loss = 0;
   int64_t right = 0, right_sequences = 0;
   models::LMState state;
-  while (const std::optional<TaskBatch> batch = source.next()) {
+  const torch::Device device = model.device();
+  while (std::optional<TaskBatch> batch = source.next()) {
     if (batch->fresh) state = {};
+    batch->input = batch->input.to(device);
+    batch->target = batch->target.to(device);
     const auto out = batch_loss(model, *batch, state);
     state = out.state;
     const torch::Tensor target = batch->target.reshape({-1}), scored = target != kIgnored;

@@ -1,5 +1,6 @@
 #include "adder/train/adamw.h"
 
+#include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <torch/torch.h>
 
@@ -7,7 +8,7 @@
 #include <map>
 
 #include "adder/core/error.h"
-#include "adder/kernels/sum_of_squares.h"
+#include "adder/ops/sum_of_squares.h"
 
 namespace adder::train {
 
@@ -27,7 +28,7 @@ AdamW::AdamW(const torch::nn::Module& model, const OptimizerOptions& options) : 
     group.parameters.push_back(parameter.value());
     group.first.push_back(torch::zeros_like(parameter.value()));
     group.second.push_back(torch::zeros_like(parameter.value()));
-    group.steps.push_back(torch::zeros({}, torch::kFloat));
+    group.steps.push_back(torch::zeros({}, parameter.value().options().dtype(torch::kFloat).requires_grad(false)));
   }
 }
 
@@ -37,16 +38,29 @@ void AdamW::zero_grad() {
 }
 
 double AdamW::gradient_norm() const {
-  double sum = 0;
+  return std::sqrt(squared_norm().item<double>());
+}
+
+torch::Tensor AdamW::squared_norm() const {
+  std::vector<torch::Tensor> grads;
   for (const Group& group : groups_)
     for (const torch::Tensor& parameter : group.parameters) {
       if (!parameter.grad().defined()) continue;
-      const bool wide = parameter.grad().scalar_type() == torch::kDouble;
-      const torch::Tensor grad = parameter.grad().to(wide ? torch::kDouble : torch::kFloat).contiguous();
-      sum += wide ? kernels::cpu::sum_of_squares(grad.const_data_ptr<double>(), grad.numel())
-                  : kernels::cpu::sum_of_squares(grad.const_data_ptr<float>(), grad.numel());
+      const torch::ScalarType type = parameter.grad().scalar_type();
+      grads.push_back(parameter.grad().to(type == torch::kDouble ? type : torch::kFloat));
     }
-  return std::sqrt(sum);
+  return ops::sum_of_squares(grads);
+}
+
+AdamW::Update::Update(const Group& group) {
+  for (size_t i = 0; i < group.parameters.size(); ++i) {
+    if (!group.parameters[i].grad().defined()) continue;
+    parameters.push_back(group.parameters[i]);
+    grads.push_back(group.parameters[i].grad());
+    first.push_back(group.first[i]);
+    second.push_back(group.second[i]);
+    steps.push_back(group.steps[i]);
+  }
 }
 
 void AdamW::step(double lr, double norm) {
@@ -57,24 +71,37 @@ void AdamW::step(double lr, double norm) {
     const double factor = std::min<double>(norm / options_.clip, std::numeric_limits<float>::max());
     scale = torch::full({}, factor, torch::kFloat);
   }
-  for (Group& group : groups_) {
-    std::vector<torch::Tensor> parameters, grads, first, second, steps;
-    for (size_t i = 0; i < group.parameters.size(); ++i) {
-      if (!group.parameters[i].grad().defined()) continue;
-      parameters.push_back(group.parameters[i]);
-      grads.push_back(group.parameters[i].grad());
-      first.push_back(group.first[i]);
-      second.push_back(group.second[i]);
-      steps.push_back(group.steps[i]);
-      group.steps[i] += 1;
-    }
-    if (parameters.empty()) continue;
-    at::_fused_adamw_(parameters, grads, first, second, {}, steps, lr, options_.beta1, options_.beta2,
+  for (const Group& group : groups_) {
+    Update u(group);
+    if (u.parameters.empty()) continue;
+    for (torch::Tensor& steps : u.steps) steps += 1;
+    at::_fused_adamw_(u.parameters, u.grads, u.first, u.second, {}, u.steps, lr, options_.beta1, options_.beta2,
                       group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false, scale,
                       /*found_inf=*/std::nullopt);
-    // The kernel does not tell that it wrote; what is derived from a parameter goes by its version.
-    for (torch::Tensor& parameter : parameters) torch::autograd::impl::bump_version(parameter);
   }
+  mark_changed();
+}
+
+void AdamW::step_on_device(const torch::Tensor& lr, const torch::Tensor& norm, const torch::Tensor& stopped) {
+  const torch::NoGradGuard no_grad;
+  std::optional<torch::Tensor> scale;
+  if (options_.clip > 0) scale = (norm / options_.clip).clamp(1.0, std::numeric_limits<float>::max()).to(torch::kFloat);
+  const torch::Tensor one = 1 - stopped;
+  for (const Group& group : groups_) {
+    Update u(group);
+    if (u.parameters.empty()) continue;
+    at::_foreach_add_(u.steps, one);
+    at::_fused_adamw_(u.parameters, u.grads, u.first, u.second, {}, u.steps, lr, options_.beta1, options_.beta2,
+                      group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false, scale, stopped);
+  }
+}
+
+// The fused kernel does not tell that it wrote, and neither does a graph; what is derived from a parameter goes by its
+// version.
+void AdamW::mark_changed() {
+  for (const Group& group : groups_)
+    for (const torch::Tensor& parameter : group.parameters)
+      if (parameter.grad().defined()) torch::autograd::impl::bump_version(parameter);
 }
 
 std::vector<std::pair<std::string, torch::Tensor>> AdamW::named_state() const {

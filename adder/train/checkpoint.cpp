@@ -13,8 +13,8 @@ constexpr const char* kTrainingFile = "training.safetensors";
 
 // Keys of "train" that may differ between a checkpoint and the run that continues it.
 bool may_change(const std::string& key) {
-  for (const char* free : {"out", "steps", "log_every", "eval_every", "eval_batch", "sample_every", "checkpoint_every",
-                           "keep_checkpoints", "threads", "prefetch"})
+  for (const char* free : {"out", "device", "steps", "log_every", "eval_every", "eval_batch", "sample_every",
+                           "checkpoint_every", "keep_checkpoints", "threads", "prefetch"})
     if (key == free) return true;
   return false;
 }
@@ -34,8 +34,9 @@ void check_same(const nlohmann::ordered_json& saved, const nlohmann::ordered_jso
   }
 }
 
+// On the CPU.
 torch::Tensor copy_of(const torch::Tensor& tensor) {
-  return tensor.detach().clone();
+  return tensor.is_cpu() ? tensor.detach().clone() : tensor.detach().cpu();
 }
 
 }  // namespace
@@ -46,6 +47,7 @@ Snapshot::Snapshot(const RunConfig& config, const models::MambaLMImpl& model, co
     model_.emplace_back(parameter.key(), copy_of(parameter.value()));
   for (const auto& [name, tensor] : optimizer.named_state()) training_.emplace_back(name, copy_of(tensor));
   training_.emplace_back("generator", copy_of(state.generator));
+  if (state.device_generator.defined()) training_.emplace_back("device_generator", copy_of(state.device_generator));
   for (size_t i = 0; i < state.carried.layers.size(); ++i) {
     training_.emplace_back(fmt::format("carried.{}.conv", i), copy_of(state.carried.layers[i].conv));
     training_.emplace_back(fmt::format("carried.{}.ssm", i), copy_of(state.carried.layers[i].ssm));
@@ -74,6 +76,7 @@ RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& conf
   if (saved.contains("best_loss")) state.best_loss = saved["best_loss"].get<double>();
   for (const auto& [name, tensor] : training) {
     if (name == "generator") state.generator = tensor;
+    if (name == "device_generator") state.device_generator = tensor;
     if (!name.starts_with("carried.")) continue;
     const size_t dot = name.find('.', 8);
     const auto layer = static_cast<size_t>(std::stoll(name.substr(8, dot - 8)));

@@ -14,8 +14,9 @@ struct RunState {
   int64_t tokens = 0;
   nlohmann::json data;  // position of the batch source
   double best_loss = std::numeric_limits<double>::infinity();
-  models::LMState carried;  // of training with the state carried over
-  torch::Tensor generator;  // state of the default random generator (dropout)
+  models::LMState carried;         // of training with the state carried over
+  torch::Tensor generator;         // state of the default random generator (dropout)
+  torch::Tensor device_generator;  // of the GPU's, where training is on one
 };
 
 // Copies of all tensors, so that training can go on while a thread writes them.

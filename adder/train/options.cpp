@@ -29,6 +29,7 @@ void TrainOptions::visit(core::FieldVisitor& v) {
   v.field("steps", steps, "optimizer steps", {.min = 0});
   v.field("batch", batch, "rows of a batch", {.min = 1, .max = 1 << 24});
   v.field("accumulate", accumulate, "batches of a step", {.min = 1, .max = 1 << 24});
+  v.field("device", device, "cpu, cuda (the first GPU) or cuda:<number>");
   v.choice("precision", precision, "type of activations and products; parameters stay float32",
            {"float32", "bfloat16"});
   v.group("optimizer", optimizer, "AdamW");

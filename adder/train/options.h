@@ -29,6 +29,7 @@ struct TrainOptions {
   int64_t steps = 1000;
   int64_t batch = 8;
   int64_t accumulate = 1;
+  std::string device = "cpu";
   std::string precision = "float32";
   OptimizerOptions optimizer;
   int64_t log_every = 10;

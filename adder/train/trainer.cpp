@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <filesystem>
 #include <future>
 
@@ -12,7 +13,9 @@
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/data/prefetcher.h"
+#include "adder/device/device.h"
 #include "adder/train/checkpoint.h"
+#include "adder/train/device_step.h"
 #include "adder/train/metrics.h"
 #include "adder/train/nonfinite.h"
 #include "adder/weights/checkpoint_folder.h"
@@ -34,6 +37,7 @@ class Run {
         options_(config.train),
         hooks_(hooks),
         folder_(options_.out),
+        device_(device::parse(options_.device)),
         task_(task ? std::move(task) : checked_task(config)),
         source_(task_->training(options_.batch, static_cast<uint64_t>(options_.seed))) {
     ADDER_CHECK(!folder_.empty(), "train.out must name a folder, got \"\"");
@@ -41,7 +45,9 @@ class Run {
     torch::manual_seed(static_cast<uint64_t>(options_.seed));
     model_ = models::MambaLM(config.model);
     if (options_.precision == "bfloat16") model_->set_activation_type(torch::kBFloat16);
+    model_->to(device_);
     optimizer_.emplace(*model_, options_.optimizer);
+    if (device_.is_cuda()) device_step_.emplace(model_, *optimizer_, options_.accumulate, carries_state(), device_);
     // From here on the folder is written to: what can be refused has been.
     fs::create_directories(folder_);
     lock_.emplace(folder_);
@@ -54,7 +60,9 @@ class Run {
                 folder_.string());
     if (resume) restore();
     first_step_ = state_.step;
+    data_before_ = state_.data;
     if (!state_.data.is_null()) source_->seek(state_.data);
+    if (device_step_) device_step_->set_carried(state_.carried);
     core::write_file_atomically(folder_ / "config.toml", core::to_toml(config_));
     metrics_.emplace(metrics, state_.step);
   }
@@ -76,62 +84,137 @@ class Run {
 
   struct StepFigures {
     double loss = 0, norm = 0;
-    int64_t tokens = 0;
+    int64_t tokens = 0, all_tokens = 0;  // of the step, and of the run up to it
+  };
+
+  // What has been done in a step that has been started; figures come with it on the CPU, later from a GPU.
+  struct StartedStep {
+    int64_t step = 0, tokens = 0;  // after it
+    double lr = 0;
+    nlohmann::json data;                    // position behind it
+    std::vector<tasks::TaskBatch> batches;  // on a GPU: until the step is known to be well
   };
 
   TrainResult run_steps() {
-    data::Prefetcher<tasks::TaskBatch> batches([this] { return source_->next(); }, options_.prefetch);
-    Progress progress(state_.step, options_.steps);
+    data::Prefetcher<tasks::TaskBatch> batches(
+        [this] {
+          std::optional<tasks::TaskBatch> batch = source_->next();
+          if (batch) batch->input = device::pinned(batch->input, device_);
+          if (batch) batch->target = device::pinned(batch->target, device_);
+          return batch;
+        },
+        options_.prefetch);
+    progress_.emplace(state_.step, options_.steps);
     model_->train();
-    double logged_loss = 0, logged_seconds = 0;
-    int64_t logged_steps = 0;
+    log_begin_ = Clock::now();
     while (state_.step < options_.steps) {
-      const auto begin = Clock::now();
       const double lr = learning_rate(options_.optimizer, state_.step, options_.steps);
-      const StepFigures figures = step(batches, lr, progress);
-      const double seconds = seconds_since(begin);
-      result_.seconds += seconds;
-      logged_seconds += seconds;
-      logged_loss += figures.loss;
-      ++logged_steps;
-      tokens_here_ += figures.tokens;
-      if (state_.step % options_.log_every == 0 || state_.step == options_.steps) {
-        const double mean = logged_loss / static_cast<double>(logged_steps);
-        metrics_->write({{"step", state_.step},
-                         {"tokens", state_.tokens},
-                         {"loss", mean},
-                         {"lr", lr},
-                         {"grad_norm", figures.norm},
-                         {"step_ms", 1e3 * logged_seconds / static_cast<double>(logged_steps)}});
-        logged_loss = logged_seconds = 0;
-        logged_steps = 0;
-      }
-      progress.update(state_.step, figures.loss, lr, static_cast<double>(tokens_here_) / result_.seconds);
-      if (due(options_.eval_every)) evaluate(progress);
+      if (device_step_)
+        start_step(batches, lr);
+      else
+        finished(step(batches, lr), lr, state_.step);
+      // What follows needs the weights of this very step, and time that is not the step's.
+      const bool pause = due(options_.eval_every) || (due(options_.sample_every) && hooks_.sample) ||
+                         due(options_.checkpoint_every) || state_.step == options_.steps;
+      result_.interrupted = state_.step < options_.steps && hooks_.stop_requested && hooks_.stop_requested();
+      collect(pause || result_.interrupted);
+      if (!pause && !result_.interrupted) continue;
+      result_.seconds += seconds_since(log_begin_);
+      log_seconds_ += seconds_since(log_begin_);
+      if (due(options_.eval_every)) evaluate();
       if (due(options_.sample_every) && hooks_.sample) {
-        progress.interrupt();
+        progress_->interrupt();
         model_->eval();
         hooks_.sample(model_, state_.step);
         model_->train();
       }
-      result_.interrupted = state_.step < options_.steps && hooks_.stop_requested && hooks_.stop_requested();
       if (due(options_.checkpoint_every) || result_.interrupted) save();
       if (result_.interrupted) break;
+      log_begin_ = Clock::now();
     }
     if (!result_.interrupted && state_.step > first_step_) {
-      if (evaluated_step_ != state_.step) evaluate(progress);
+      if (evaluated_step_ != state_.step) evaluate();
       save();
     }
     finish_writing();
-    progress.interrupt();
+    progress_->interrupt();
     result_.steps = state_.step;
     result_.tokens_per_second = result_.seconds > 0 ? static_cast<double>(tokens_here_) / result_.seconds : 0;
     return result_;
   }
 
+  // A step's figures have come: they go into the mean that is logged.
+  void finished(const StepFigures& figures, double lr, int64_t step) {
+    tokens_here_ += figures.tokens;
+    logged_loss_ += figures.loss;
+    ++logged_steps_;
+    const double now = seconds_since(log_begin_);
+    if (step % options_.log_every == 0 || step == options_.steps) {
+      const double steps = static_cast<double>(logged_steps_);
+      metrics_->write({{"step", step},
+                       {"tokens", figures.all_tokens},
+                       {"loss", logged_loss_ / steps},
+                       {"lr", lr},
+                       {"grad_norm", figures.norm},
+                       {"step_ms", 1e3 * (log_seconds_ + now) / steps}});
+      logged_loss_ = 0;
+      logged_steps_ = 0;
+      result_.seconds += now;
+      log_seconds_ = 0;
+      log_begin_ = Clock::now();
+    }
+    const double seconds = result_.seconds + seconds_since(log_begin_);
+    progress_->update(step, figures.loss, lr, static_cast<double>(tokens_here_) / seconds);
+  }
+
+  // On a GPU: queues a step, and takes it for done until its figures say otherwise.
+  void start_step(data::Prefetcher<tasks::TaskBatch>& batches, double lr) {
+    StartedStep started;
+    for (int64_t i = 0; i < options_.accumulate; ++i) {
+      started.batches.push_back(*batches.next());
+      started.tokens += started.batches.back().input.numel();
+    }
+    started.data = started.batches.back().after;
+    started.lr = lr;
+    if (device_step_->pending() == device_step_->most_pending()) take_figures();
+    device_step_->launch(started.batches, lr);
+    started.step = ++state_.step;
+    state_.tokens += started.tokens;
+    state_.data = started.data;
+    started_.push_back(std::move(started));
+  }
+
+  // Takes the figures that have come, or waits for all.
+  void collect(bool all) {
+    while (device_step_ && device_step_->pending() > 0 && (all || device_step_->ready())) take_figures();
+  }
+
+  void take_figures() {
+    const DeviceStep::Figures figures = device_step_->take();
+    const StartedStep started = std::move(started_.front());
+    started_.pop_front();
+    if (figures.stopped) {
+      // The steps after it have changed nothing either.
+      for (const StartedStep& later : started_) state_.tokens -= later.tokens;
+      state_.tokens -= started.tokens;
+      state_.step = started.step - 1;
+      state_.data = data_before_;
+      started_.clear();
+      tasks::TaskBatch batch = started.batches.back();
+      batch.input = batch.input.to(device_);
+      batch.target = batch.target.to(device_);
+      const bool loss = !std::isfinite(figures.loss);
+      stop_nonfinite(loss ? "loss" : "gradient norm", loss ? figures.loss : figures.norm, batch, {});
+    }
+    data_before_ = started.data;
+    int64_t later = 0;
+    for (const StartedStep& one : started_) later += one.tokens;
+    finished({figures.loss, figures.norm, started.tokens, state_.tokens - later}, started.lr, started.step);
+  }
+
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
-  StepFigures step(data::Prefetcher<tasks::TaskBatch>& batches, double lr, Progress& progress) {
+  StepFigures step(data::Prefetcher<tasks::TaskBatch>& batches, double lr) {
     StepFigures figures;
     step_generator_ = generator().get_state();
     optimizer_->zero_grad();
@@ -145,29 +228,30 @@ class Run {
       before = batch.fresh ? models::LMState() : carried;
       const auto loss = tasks::batch_loss(*model_, batch, before);
       const double value = loss.mean.item<double>();
-      if (!std::isfinite(value)) stop_nonfinite("loss", value, batch, before, progress);
+      if (!std::isfinite(value)) stop_nonfinite("loss", value, batch, before);
       (loss.mean / static_cast<double>(options_.accumulate)).backward();
       carried = loss.state.detach();
       figures.loss += value / static_cast<double>(options_.accumulate);
       figures.tokens += batch.input.numel();
     }
     figures.norm = optimizer_->gradient_norm();
-    if (!std::isfinite(figures.norm)) stop_nonfinite("gradient norm", figures.norm, batch, before, progress);
+    if (!std::isfinite(figures.norm)) stop_nonfinite("gradient norm", figures.norm, batch, before);
     optimizer_->step(lr, figures.norm);
     state_.data = position;
-    if (config_.task.language_model.windows == "carried") state_.carried = carried;
+    if (carries_state()) state_.carried = carried;
     ++state_.step;
     state_.tokens += figures.tokens;
+    figures.all_tokens = state_.tokens;
     step_generator_ = torch::Tensor();
     return figures;
   }
 
   [[noreturn]] void stop_nonfinite(const char* what, double value, const tasks::TaskBatch& batch,
-                                   const models::LMState& before, Progress& progress) {
-    progress.interrupt();
-    generator().set_state(step_generator_);  // the same dropout masks
+                                   const models::LMState& before) {
+    progress_->interrupt();
+    if (step_generator_.defined()) generator().set_state(step_generator_);  // the same dropout masks
     const std::string where = first_nonfinite(*model_, batch, before);
-    generator().set_state(step_generator_);
+    if (step_generator_.defined()) generator().set_state(step_generator_);
     save();
     finish_writing();
     fail(
@@ -176,7 +260,7 @@ class Run {
         state_.step + 1, what, value, where, checkpoint_path().string());
   }
 
-  void evaluate(Progress& progress) {
+  void evaluate() {
     if (!can_evaluate(config_)) return;
     const int64_t rows = options_.eval_batch > 0 ? options_.eval_batch : options_.batch;
     const auto source = task_->evaluation(rows, false);
@@ -187,7 +271,7 @@ class Run {
                      {"eval_loss", evaluation.loss},
                      {"eval_accuracy", evaluation.accuracy},
                      {"eval_sequence_accuracy", evaluation.sequence_accuracy}});
-    progress.interrupt();
+    progress_->interrupt();
     if (hooks_.evaluated) hooks_.evaluated(state_.step, evaluation);
     if (evaluation.loss < state_.best_loss) {
       state_.best_loss = evaluation.loss;
@@ -219,12 +303,20 @@ class Run {
     }
   }
 
+  bool carries_state() const {
+    return config_.task.name == "language_model" && config_.task.language_model.windows == "carried";
+  }
+  at::Generator device_generator() const { return at::Generator(at::globalContext().defaultGenerator(device_)); }
   static at::Generator generator() { return at::Generator(at::detail::getDefaultCPUGenerator()); }
 
   // Copies everything now and writes on a thread of its own; one write at a time.
   void write(const fs::path& path) {
     finish_writing();
     state_.generator = generator().get_state();
+    if (device_step_) {
+      state_.device_generator = device_generator().get_state();
+      if (carries_state()) state_.carried = device_step_->carried();
+    }
     auto snapshot = std::make_shared<const Snapshot>(config_, *model_, *optimizer_, state_);
     writing_ = std::async(std::launch::async, [snapshot, path, folder = folder_, keep = options_.keep_checkpoints,
                                                step = state_.step] {
@@ -250,6 +342,7 @@ class Run {
     state_ = load_run(latest->checkpoint, config_, *model_, *optimizer_);
     saved_step_ = state_.step;
     generator().set_state(state_.generator);
+    if (device_.is_cuda() && state_.device_generator.defined()) device_generator().set_state(state_.device_generator);
     fmt::print(stderr, "resuming from {} (step {})\n", latest->checkpoint.path().string(), state_.step);
   }
 
@@ -257,15 +350,23 @@ class Run {
   const TrainOptions& options_ = config_.train;
   const TrainHooks& hooks_;
   const fs::path folder_;
+  const at::Device device_;
   std::shared_ptr<const tasks::Task> task_;
   std::unique_ptr<tasks::BatchSource> source_;
   std::optional<core::FolderLock> lock_;
   models::MambaLM model_{nullptr};
   std::optional<AdamW> optimizer_;
+  std::optional<DeviceStep> device_step_;
+  std::deque<StartedStep> started_;
+  nlohmann::json data_before_;  // position behind the last step whose figures have come
   std::optional<MetricsFile> metrics_;
+  std::optional<Progress> progress_;
   RunState state_;
   TrainResult result_;
   torch::Tensor step_generator_;  // in a step: the generator's state before it
+  std::chrono::steady_clock::time_point log_begin_;
+  double logged_loss_ = 0, log_seconds_ = 0;
+  int64_t logged_steps_ = 0;
   int64_t first_step_ = 0, tokens_here_ = 0, evaluated_step_ = -1, saved_step_ = -1;
   std::future<void> writing_;
 };
