@@ -87,9 +87,11 @@ void add_bench_command(CLI::App& app) {
     sub->add_flag("--json", o.json, "one JSON line");
     sub->callback([options, name = std::string(one.name), run = one.run] {
       if (options->threads > 0) at::set_num_threads(static_cast<int>(options->threads));
-      nlohmann::ordered_json line = {
-          {"case", name}, {"dtype", options->dtype}, {"device", device::name(options->where())}};
-      if (options->where().is_cpu()) line["threads"] = at::get_num_threads();
+      nlohmann::ordered_json line = {{"case", name}, {"dtype", options->dtype}, {"device", options->device}};
+      if (options->where().is_cuda())
+        line["gpu"] = device::name(options->where());
+      else
+        line["threads"] = at::get_num_threads();
       line.update(run(*options));
       if (options->json) {
         fmt::print("{}\n", line.dump());

@@ -29,6 +29,7 @@ void synchronize(at::Device device) {
 }
 Memory memory(at::Device device) {
   if (!device.is_cuda()) return {};
+  at::globalContext().lazyInitDevice(at::kCUDA);
   const c10::cuda::CUDAGuard guard(device);
   Memory out;
   // The allocator's figures are indexed by kind; the first is the sum of all.

@@ -17,29 +17,37 @@ struct FastBackwardParts {
 // The layout of the forward kernel. A chunk of 16 steps is loaded and prepared at a time, from the last; it is done in
 // two halves of 8 steps: the states forward from the saved one, with a_t and a_t h_(t-1) kept in registers, then the
 // gradients backward. dB and dC are added over the block's channels through shared memory.
-template <typename T, int N, int kWarps>
+template <typename T, int N, int kWarpsEach>
 struct BackwardTiles {
   static constexpr int kSteps = 16, kHalf = 8, kChannels = 16, kStates = N / 4;
+  static_assert(kSteps == kCudaScanChunk);
   struct Raw {
     T delta[kSteps][kChannels], u[kSteps][kChannels], z[kSteps][kChannels], dy[kSteps][kChannels], BC[2][kSteps][N];
+    float saved[kChannels][N];  // the state before the chunk
   };
   struct Ready {
-    float4 step[kSteps][8];  // {delta, delta u} of each of a lane's two channels
-    float2 dy[kSteps][8];    // times silu(z)
+    float step[kSteps][8][4];  // {delta, delta u} of each of a lane's two channels
+    float dy[kSteps][8][2];    // times silu(z)
     float BC[2][kSteps][N];
   };
   struct Warp {
     Raw raw[2];
     Ready ready;
   };
-  Warp warp[kWarps];
-  float sums[2][kHalf][2][kWarps][8][N];  // dB and dC of the lanes' channels, in turn
+  Warp warp[kWarpsEach];
+  float sums[kHalf][2][kWarpsEach][8][N];  // dB and dC of the lanes' channels
+};
+
+// Bytes from one chunk's first row to the next one's.
+struct BackwardStrides {
+  TileStrides inputs;
+  int dy, du, ddelta, dz;
 };
 
 template <typename T, int N, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
-    fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const TileStrides strides, const int dy_stride,
-                  const int du_stride, const int ddelta_stride, const int dz_stride, const FastBackwardParts parts) {
+    fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardStrides strides,
+                  const FastBackwardParts parts) {
   using Tiles = BackwardTiles<T, N, kWarpsEach>;
   constexpr int kSteps = Tiles::kSteps, kHalf = Tiles::kHalf, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
@@ -91,33 +99,42 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   const ChannelCopy copy_dy(first_channel(p.dy), rows.step * p.dy.l, columns, lane);
   const StateCopy copy_B(first_state(p.B_step), rows.step * p.B_step.l, N, lane);
   const StateCopy copy_C(first_state(p.C_step), rows.step * p.C_step.l, N, lane);
+  const float* const saved = p.border_states + (rows.chunk * p.channels + d0) * N + 4 * lane;
   const auto load = [&](int chunk, typename Tiles::Raw& to) {
-    const int j0 = chunk * kSteps, count = min(length - j0, kSteps);
-    if constexpr (kPlain) {
-      if (chunk >= 0) {
-        copy_delta.start(to.delta, chunk, strides.delta, strides.delta / kSteps, count, lane);
-        copy_u.start(to.u, chunk, strides.u, strides.u / kSteps, count, lane);
-        if constexpr (kGate) copy_z.start(to.z, chunk, strides.z, strides.z / kSteps, count, lane);
-        copy_dy.start(to.dy, chunk, dy_stride, dy_stride / kSteps, count, lane);
-        copy_B.start(to.BC[0], chunk, strides.B, strides.B / kSteps, count, lane);
-        copy_C.start(to.BC[1], chunk, strides.C, strides.C / kSteps, count, lane);
+    if (chunk >= 0) {
+      const int j0 = chunk * kSteps, count = min(length - j0, kSteps);
+#pragma unroll
+      for (int i = 0; i < kChannels * N / 128; ++i) {  // the states lie side by side, and are aligned
+        const bool there = (128 * i + 4 * lane) / N < columns;
+        copy16(&to.saved[0][0] + 128 * i + 4 * lane,
+               there ? saved + static_cast<int64_t>(chunk) * p.channels * N + 128 * i : p.border_states, there);
       }
-      end_copies();
-    } else if (chunk >= 0) {
-      const auto channels = [&](T(*to_rows)[kChannels], const View3<const T>& v) {
-        copy_values<T, kSteps, kChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d, count,
-                                          columns, lane);
-      };
-      const auto states = [&](T(*to_rows)[N], const View4<const T>& v) {
-        copy_values<T, kSteps, N>(to_rows, first_state(v) + j0 * rows.step * v.l, rows.step * v.l, v.n, count, N, lane);
-      };
-      channels(to.delta, p.delta);
-      channels(to.u, p.u);
-      if constexpr (kGate) channels(to.z, p.z);
-      channels(to.dy, p.dy);
-      states(to.BC[0], p.B_step);
-      states(to.BC[1], p.C_step);
+      if constexpr (kPlain) {
+        const TileStrides& in = strides.inputs;
+        copy_delta.start(to.delta, chunk, in.delta, in.delta / kSteps, count, lane);
+        copy_u.start(to.u, chunk, in.u, in.u / kSteps, count, lane);
+        if constexpr (kGate) copy_z.start(to.z, chunk, in.z, in.z / kSteps, count, lane);
+        copy_dy.start(to.dy, chunk, strides.dy, strides.dy / kSteps, count, lane);
+        copy_B.start(to.BC[0], chunk, in.B, in.B / kSteps, count, lane);
+        copy_C.start(to.BC[1], chunk, in.C, in.C / kSteps, count, lane);
+      } else {
+        const auto channels = [&](T(*to_rows)[kChannels], const View3<const T>& v) {
+          copy_values<T, kSteps, kChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d,
+                                            count, columns, lane);
+        };
+        const auto states = [&](T(*to_rows)[N], const View4<const T>& v) {
+          copy_values<T, kSteps, N>(to_rows, first_state(v) + j0 * rows.step * v.l, rows.step * v.l, v.n, count, N,
+                                    lane);
+        };
+        channels(to.delta, p.delta);
+        channels(to.u, p.u);
+        if constexpr (kGate) channels(to.z, p.z);
+        channels(to.dy, p.dy);
+        states(to.BC[0], p.B_step);
+        states(to.BC[1], p.C_step);
+      }
     }
+    end_copies();
   };
   const auto prepare = [&](const typename Tiles::Raw& from, unsigned live) {
     typename Tiles::Ready& to = mine.ready;
@@ -134,8 +151,9 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         dy.x *= z.x * sigmoid_fast(z.x);
         dy.y *= z.y * sigmoid_fast(z.y);
       }
-      to.step[t][own] = counted ? float4{dt0, dt0 * x.x, dt1, dt1 * x.y} : float4{0, 0, 0, 0};
-      to.dy[t][own] = counted ? dy : float2{0, 0};
+      *reinterpret_cast<float4*>(to.step[t][own]) =
+          counted ? float4{dt0, dt0 * x.x, dt1, dt1 * x.y} : float4{0, 0, 0, 0};
+      *reinterpret_cast<float2*>(to.dy[t][own]) = counted ? dy : float2{0, 0};
       const int t_BC = 4 * i + lane % 16 / 4;
       float v[kStates];
       Packed<T, kStates> bits;
@@ -149,35 +167,44 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       store_floats(&to.BC[lane / 16][t_BC][q * kStates], v);
     }
   };
-  const auto border = [&](int chunk, float(&h)[2][kStates]) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (real[c]) {
-        const int64_t at = (rows.length <= 0 ? 0 : (rows.chunk + chunk) * p.channels + d + c);
-        load_floats(h[c], &p.border_states[at * N + q * kStates]);
-      } else {
-#pragma unroll
-        for (int n = 0; n < kStates; ++n) h[c][n] = 0;
-      }
-    }
-  };
 
-  int turn = 0;
+  // What does not change from step to step of the addresses.
+  const float* const step_rows = mine.ready.step[0][group];
+  const float* const dy_rows = mine.ready.dy[0][group];
+  const float* const B_rows = &mine.ready.BC[0][0][q * kStates];
+  float* const sums_dB = &tiles.sums[0][0][warp][group][q * kStates];
+  constexpr int kSumsRow = 2 * kWarpsEach * 8 * N, kSumsC = kWarpsEach * 8 * N, kC = kSteps * N;
+  const auto output = [&](const View3<T>& v) {
+    return reinterpret_cast<char*>(v.data + rows.b * v.b + rows.first * v.l + d * v.d);
+  };
+  char *const du_at = output(p.du), *const ddelta_at = output(p.ddelta), *const dz_at = kGate ? output(p.dz) : nullptr;
+  // The sum over the block's channels that this thread makes: a pair of states of dB or dC of one step.
+  constexpr int kPairs = kHalf * 2 * N / 2;
+  static_assert(kPairs <= 32 * kWarpsEach);
+  const int pair_n = thread % (N / 2) * 2, which = thread / (N / 2) % 2, pair_t = thread / N;
+  const float* const pair_from = &tiles.sums[thread < kPairs ? pair_t : 0][which][0][0][pair_n];
+  // dB from the first row on, dC from the second: the lanes of both then use different banks.
+  const float* const pair_rotated = pair_from + which * N;
+  const float* const pair_last = pair_from + (which == 0 ? 7 * N : 0);
+  float* const dBC_at = parts.dBC + (block * p.layout.batch * p.layout.length * 2 + which) * N + pair_n;
+
   // Eight steps from t0 on: h is the state before them; dh that after them, and then that before them.
   const auto half = [&](const typename Tiles::Raw& raw, int j0, int t0, unsigned live, float(&h)[2][kStates]) {
-    const typename Tiles::Ready& ready = mine.ready;
+    const float* const step_at = step_rows + t0 * 32;
+    const float* const dys_at = dy_rows + t0 * 16;
+    const float* const B_at = B_rows + t0 * N;
     float a[kHalf][2][kStates], m[kHalf][2][kStates], y[2][2];
 #pragma unroll
     for (int four = 0; four < 2; ++four) {
       float part[2][4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int i = 4 * four + k, t = t0 + i;
+        const int i = 4 * four + k;
         float step[4], dy[2], B[kStates], C[kStates], dC[kStates];
-        load_floats(step, &ready.step[t][group].x);
-        load_floats(dy, &ready.dy[t][group].x);
-        load_floats(B, &ready.BC[0][t][q * kStates]);
-        load_floats(C, &ready.BC[1][t][q * kStates]);
+        load_floats(step, step_at + i * 32);
+        load_floats(dy, dys_at + i * 16);
+        load_floats(B, B_at + i * N);
+        load_floats(C, B_at + kC + i * N);
 #pragma unroll
         for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -188,22 +215,23 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
             part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
             dC[n] = c == 0 ? dy[c] * h[c][n] : fmaf(dy[c], h[c][n], dC[n]);
           }
-        store_floats(&tiles.sums[turn][i][1][warp][group][q * kStates], dC);
+        store_floats(sums_dB + i * kSumsRow + kSumsC, dC);
       }
+      if constexpr (kGate)
 #pragma unroll
-      for (int c = 0; c < 2; ++c) y[four][c] = sum_and_deal(part[c], odd, high);
+        for (int c = 0; c < 2; ++c) y[four][c] = sum_and_deal(part[c], odd, high);
     }
 #pragma unroll
     for (int four = 1; four >= 0; --four) {
       float by_A[2][4], by_B[2][4];
 #pragma unroll
       for (int k = 3; k >= 0; --k) {
-        const int i = 4 * four + k, t = t0 + i;
+        const int i = 4 * four + k;
         float step[4], dy[2], B[kStates], C[kStates], dB[kStates];
-        load_floats(step, &ready.step[t][group].x);
-        load_floats(dy, &ready.dy[t][group].x);
-        load_floats(B, &ready.BC[0][t][q * kStates]);
-        load_floats(C, &ready.BC[1][t][q * kStates]);
+        load_floats(step, step_at + i * 32);
+        load_floats(dy, dys_at + i * 16);
+        load_floats(B, B_at + i * N);
+        load_floats(C, B_at + kC + i * N);
 #pragma unroll
         for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -216,18 +244,14 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
             by_B[c][k] = n == 0 ? B[n] * dh[c][n] : fmaf(B[n], dh[c][n], by_B[c][k]);
             dh[c][n] *= a[i][c][n];
           }
-        store_floats(&tiles.sums[turn][i][0][warp][group][q * kStates], dB);
+        store_floats(sums_dB + i * kSumsRow, dB);
       }
       const int t = t0 + 4 * four + q, j = j0 + t;
       const float2 x = pair(&raw.u[t][2 * group]), pre = pair(&raw.delta[t][2 * group]);
-      const float2 dy = pair(&raw.dy[t][2 * group]);
-      float2 z{};
-      if constexpr (kGate) z = pair(&raw.z[t][2 * group]);
-      float step[4], gated[2];
-      load_floats(step, &ready.step[t][group].x);
-      load_floats(gated, &ready.dy[t][group].x);
-      float du[2], ddelta[2], dz[2];
-      const bool counted = live >> t & 1;
+      float step[4], gated[2], du[2], ddelta[2], dz[2];
+      load_floats(step, step_rows + t * 32);
+      load_floats(gated, dy_rows + t * 16);
+      const bool counted = kPlain ? j < length : (live >> t & 1) != 0;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float sA = sum_and_deal(by_A[c], odd, high), sB = sum_and_deal(by_B[c], odd, high);
@@ -235,25 +259,28 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         ddelta[c] = fmaf(kLn2, sA, u * sB);
         if (p.delta_softplus) ddelta[c] *= sigmoid_fast((c == 0 ? pre.x : pre.y) + bias[c]);
         du[c] = fmaf(step[2 * c], sB, skip[c] * gated[c]);
-        if constexpr (kGate) {
+        if (!kPlain && !counted) ddelta[c] = du[c] = 0;
+        dskip[c] = fmaf(gated[c], kPlain || counted ? u : 0.0f, dskip[c]);
+        dbias[c] += counted ? ddelta[c] : 0.0f;
+      }
+      if constexpr (kGate) {
+        const float2 dy = pair(&raw.dy[t][2 * group]), z = pair(&raw.z[t][2 * group]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
           const float gate = c == 0 ? z.x : z.y, sigma = sigmoid_fast(gate);
-          dz[c] = (c == 0 ? dy.x : dy.y) * fmaf(skip[c], u, y[four][c]) * sigma * fmaf(gate, 1.0f - sigma, 1.0f);
-        }
-        if (!kPlain && !counted) ddelta[c] = du[c] = dz[c] = 0;
-        if (kPlain ? j < length : counted) {
-          dskip[c] = fmaf(gated[c], u, dskip[c]);
-          dbias[c] += ddelta[c];
+          dz[c] = (c == 0 ? dy.x : dy.y) * fmaf(skip[c], c == 0 ? x.x : x.y, y[four][c]) * sigma *
+                  fmaf(gate, 1.0f - sigma, 1.0f);
+          if (!kPlain && !counted) dz[c] = 0;
         }
       }
       if constexpr (kPlain) {
         if (j < length && real[0]) {
-          const auto at = [&](const View3<T>& v, int stride) {
-            return reinterpret_cast<T*>(reinterpret_cast<char*>(v.data + rows.b * v.b + rows.first * v.l + d) +
-                                        static_cast<int64_t>(j) * (stride / kSteps));
+          const auto at = [&](char* to, int stride) {
+            return reinterpret_cast<T*>(to + static_cast<int64_t>(j) * (stride / kSteps));
           };
-          store_pair(at(p.du, du_stride), du[0], du[1]);
-          store_pair(at(p.ddelta, ddelta_stride), ddelta[0], ddelta[1]);
-          if constexpr (kGate) store_pair(at(p.dz, dz_stride), dz[0], dz[1]);
+          store_pair(at(du_at, strides.du), du[0], du[1]);
+          store_pair(at(ddelta_at, strides.ddelta), ddelta[0], ddelta[1]);
+          if constexpr (kGate) store_pair(at(dz_at, strides.dz), dz[0], dz[1]);
         }
       } else if (j < length) {
         const int64_t time = rows.time(j);
@@ -266,33 +293,21 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         }
       }
     }
-    __syncthreads();  // all warps' dB and dC of these steps are there; those of the turn before have been added
-    constexpr int kPairs = kHalf * 2 * N / 2;
-#pragma unroll
-    for (int first = 0; first < kPairs; first += 32 * kWarpsEach) {
-      const int i = first + thread;
-      if (kPairs % (32 * kWarpsEach) != 0 && i >= kPairs) break;
-      const int n = i % (N / 2) * 2, which = i / (N / 2) % 2, t = i / N, j = j0 + t0 + t;
-      // dB from the first row on, dC from the second: the lanes of both then use different banks.
-      const float* const from = &tiles.sums[turn][t][which][0][0][n];
-      const float* const rotated = from + which * N;
+    __syncthreads();  // all warps' dB and dC of these steps are there
+    if (thread < kPairs) {
       float2 sum{0, 0};
 #pragma unroll
       for (int w = 0; w < kWarpsEach; ++w)
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
-          const float2 v = *reinterpret_cast<const float2*>(k < 7 ? rotated + (8 * w + k) * N
-                                                                  : from + 8 * w * N + (which == 0 ? 7 * N : 0));
+          const float2 v = *reinterpret_cast<const float2*>((k < 7 ? pair_rotated + k * N : pair_last) + 8 * w * N);
           sum.x += v.x;
           sum.y += v.y;
         }
-      if (j < length) {
-        const int64_t row = rows.b * p.layout.length + rows.time(j);
-        *reinterpret_cast<float2*>(&parts.dBC[((block * p.layout.batch * p.layout.length + row) * 2 + which) * N + n]) =
-            sum;
-      }
+      const int j = j0 + t0 + pair_t;
+      if (j < length) *reinterpret_cast<float2*>(dBC_at + (rows.b * p.layout.length + rows.time(j)) * 2 * N) = sum;
     }
-    turn = 1 - turn;
+    __syncthreads();  // they have been added
   };
 
   load(chunks - 1, mine.raw[(chunks - 1) & 1]);
@@ -307,29 +322,29 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       if (p.layout.mask.data != nullptr)
         live = __ballot_sync(kAllLanes, lane < count && counts(p.layout.mask, rows.b, rows.time(j0 + lane)));
     __syncwarp();
-    float saved[2][kStates], h[2][kStates];
-    border(chunk, saved);
     prepare(raw, live);
     __syncwarp();
+    // One body for both halves: twice the code would not fit into the instruction cache.
+#pragma unroll 1
+    for (int t0 = count > kHalf ? kHalf : 0; t0 >= 0; t0 -= kHalf) {
+      float h[2][kStates];
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
+      for (int c = 0; c < 2; ++c) load_floats(h[c], &raw.saved[2 * group + c][q * kStates]);
+      if (t0 > 0) {
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) h[c][n] = saved[c][n];
-    if (count > kHalf) {
+        for (int t = 0; t < kHalf; ++t) {
+          float step[4], B[kStates];
+          load_floats(step, step_rows + t * 32);
+          load_floats(B, B_rows + t * N);
 #pragma unroll
-      for (int t = 0; t < kHalf; ++t) {
-        float step[4], B[kStates];
-        load_floats(step, &mine.ready.step[t][group].x);
-        load_floats(B, &mine.ready.BC[0][t][q * kStates]);
+          for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-          for (int n = 0; n < kStates; ++n)
-            h[c][n] = fmaf(step[2 * c + 1], B[n], exp2_fast(step[2 * c] * A[c][n]) * h[c][n]);
+            for (int n = 0; n < kStates; ++n)
+              h[c][n] = fmaf(step[2 * c + 1], B[n], exp2_fast(step[2 * c] * A[c][n]) * h[c][n]);
+        }
       }
-      half(raw, j0, kHalf, live, h);
+      half(raw, j0, t0, live, h);
     }
-    half(raw, j0, 0, live, saved);
   }
   wait_copies<0>();
 #pragma unroll
@@ -414,9 +429,14 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, backward");
   const int64_t bytes = (p.layout.reverse ? -1 : 1) * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
   const auto stride = [&](int64_t l) { return kPlain ? static_cast<int>(bytes * l) : 0; };
-  const TileStrides strides{stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), 0};
-  kernel<<<static_cast<unsigned>(plan.blocks * p.layout.sequences), 32 * kWarps, kShared, stream>>>(
-      p, strides, stride(p.dy.l), stride(p.du.l), stride(p.ddelta.l), stride(p.dz.l), plan.parts);
+  const BackwardStrides strides{
+      {stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), 0},
+      stride(p.dy.l),
+      stride(p.du.l),
+      stride(p.ddelta.l),
+      stride(p.dz.l)};
+  kernel<<<static_cast<unsigned>(plan.blocks * p.layout.sequences), 32 * kWarps, kShared, stream>>>(p, strides,
+                                                                                                    plan.parts);
   check_launch("selective_scan, fast backward");
 }
 

@@ -26,6 +26,13 @@ at::Tensor cpu_sum(at::TensorList tensors) {
   return at::scalar_tensor(sum, at::kDouble);
 }
 
+at::Tensor meta_sum(at::TensorList tensors) {
+  return at::empty({}, tensors[0].options().dtype(at::kDouble));
+}
+
+TORCH_LIBRARY_IMPL(adder, Meta, m) {
+  m.impl("sum_of_squares", TORCH_FN(meta_sum));
+}
 TORCH_LIBRARY_IMPL(adder, CPU, m) {
   m.impl("sum_of_squares", TORCH_FN(cpu_sum));
 }

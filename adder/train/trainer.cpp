@@ -109,10 +109,12 @@ class Run {
     log_begin_ = Clock::now();
     while (state_.step < options_.steps) {
       const double lr = learning_rate(options_.optimizer, state_.step, options_.steps);
-      if (device_step_)
+      if (device_step_) {
         start_step(batches, lr);
-      else
-        finished(step(batches, lr), lr, state_.step);
+      } else {
+        const StepFigures figures = step(batches, lr);
+        finished(figures, lr, state_.step);
+      }
       // What follows needs the weights of this very step, and time that is not the step's.
       const bool pause = due(options_.eval_every) || (due(options_.sample_every) && hooks_.sample) ||
                          due(options_.checkpoint_every) || state_.step == options_.steps;

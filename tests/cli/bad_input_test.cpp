@@ -44,7 +44,11 @@ std::vector<Case> command_lines() {
       {"plot_y_min", "plot @/bytes --y-min low --out @/a.png", {"--y-min must be a number, got \"low\""}},
       {"carry_state", "eval @/copying --carry-state", {"--carry-state: only a language_model's windows follow"}},
       {"generate_dtype", "generate @/bytes --dtype int8", {"--dtype: int8 not in"}},
-      {"bench_device", "bench scan --device cuda", {"--device: cuda not in {cpu}"}}};
+      {"bench_device",
+       "bench scan --device tpu",
+       {"device must be \"cpu\", \"cuda\" or \"cuda:<number>\", got \"tpu\""}},
+      {"bench_device_number", "bench scan --device cuda:x", {"or \"cuda:<number>\", got \"cuda:x\""}},
+      {"bench_no_such_device", "bench scan --device cuda:99", {"device \"cuda:99\": "}}};
 }
 
 std::vector<Case> configurations() {
@@ -61,7 +65,8 @@ std::vector<Case> configurations() {
   const auto set = [&](const std::string& assignment, const std::vector<std::string>& messages) {
     rows.push_back({assignment.substr(0, 40), kTrain + "--set " + assignment, messages});
   };
-  set("train.device=cuda", {"unknown key 'train.device'; the keys of [train] are: out, seed"});
+  set("train.machine=cuda", {"unknown key 'train.machine'; the keys of [train] are: out, seed"});
+  set("train.device=gpu", {"device must be \"cpu\", \"cuda\" or \"cuda:<number>\", got \"gpu\""});
   set("train.precision=float8",
       {"train.precision must be float32 or bfloat16, got the string \"float8\"; did you mean \"float32\"?"});
   set("model.tie_embeddings=yes", {"model.tie_embeddings must be true or false, got the string \"yes\""});

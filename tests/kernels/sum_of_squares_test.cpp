@@ -13,7 +13,7 @@ namespace {
 
 template <typename T>
 void compare(int64_t count, double scale) {
-  const std::vector<T> x = normal_values<T>(count, scale, 1);
+  const Buffer<T> x = normal_values<T>(count, scale, 1);
   double expected = 0;
   for (const T value : x) expected += static_cast<double>(value) * static_cast<double>(value);
   const double got = kernels::cpu::sum_of_squares(x.data(), count, 2);
@@ -32,7 +32,7 @@ TEST(SumOfSquares, AgreesWithTheReference) {
 }
 
 TEST(SumOfSquares, SameBitsForAnyNumberOfThreads) {
-  const std::vector<float> x = normal_values<float>(1 << 20, 1, 2);
+  const Buffer<float> x = normal_values<float>(1 << 20, 1, 2);
   const double one = kernels::cpu::sum_of_squares(x.data(), 1 << 20, 1);
   for (const int64_t threads : {2, 3, 7}) EXPECT_EQ(kernels::cpu::sum_of_squares(x.data(), 1 << 20, threads), one);
 }
