@@ -109,6 +109,47 @@ struct Packed {
   }
 };
 
+// Stores without a branch: one would part the code around it into pieces that the compiler does not interleave.
+__device__ __forceinline__ void store_bits_if(bool wanted, void* to, unsigned bits) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.b32 [%1], %2; }" ::"r"(static_cast<int>(wanted)),
+               "l"(to), "r"(bits)
+               : "memory");
+}
+__device__ __forceinline__ void store_bits_if(bool wanted, void* to, unsigned short bits) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.b16 [%1], %2; }" ::"r"(static_cast<int>(wanted)),
+               "l"(to), "h"(bits)
+               : "memory");
+}
+template <typename T>
+__device__ __forceinline__ void store_pair_if(bool wanted, T* to, float a, float b) {
+  if constexpr (sizeof(T) == 4) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v2.f32 [%1], {%2, %3}; }" ::"r"(static_cast<int>(wanted)),
+        "l"(to), "f"(a), "f"(b)
+        : "memory");
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+    store_bits_if(wanted, to, *reinterpret_cast<const unsigned*>(&both));
+  } else {
+    const __half2 both = __floats2half2_rn(a, b);
+    store_bits_if(wanted, to, *reinterpret_cast<const unsigned*>(&both));
+  }
+}
+template <int kCount>
+__device__ __forceinline__ void store_floats_if(bool wanted, float* to, const float (&from)[kCount]) {
+  static_assert(kCount == 2 || kCount % 4 == 0);
+  if constexpr (kCount == 2) {
+    store_pair_if(wanted, to, from[0], from[1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4)
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v4.f32 [%1], {%2, %3, %4, %5}; }" ::"r"(
+                       static_cast<int>(wanted)),
+                   "l"(to + i), "f"(from[i]), "f"(from[i + 1]), "f"(from[i + 2]), "f"(from[i + 3])
+                   : "memory");
+  }
+}
+
 template <typename T, int kCount>
 __device__ __forceinline__ void store_values(T* to, const float (&from)[kCount]) {
   if constexpr (kCount * sizeof(T) > 16) {

@@ -145,7 +145,9 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       const float2 raw = pair(&from.delta[t][2 * own]), x = pair(&from.u[t][2 * own]);
       float2 dy = pair(&from.dy[t][2 * own]);
       float dt0 = raw.x + own_bias[0], dt1 = raw.y + own_bias[1];
-      if (p.delta_softplus) dt0 = softplus_fast(dt0), dt1 = softplus_fast(dt1);
+      const float soft0 = softplus_fast(dt0), soft1 = softplus_fast(dt1);
+      dt0 = p.delta_softplus ? soft0 : dt0;
+      dt1 = p.delta_softplus ? soft1 : dt1;
       if constexpr (kGate) {
         const float2 z = pair(&from.z[t][2 * own]);
         dy.x *= z.x * sigmoid_fast(z.x);
@@ -257,7 +259,8 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         const float sA = sum_and_deal(by_A[c], odd, high), sB = sum_and_deal(by_B[c], odd, high);
         const float u = c == 0 ? x.x : x.y;
         ddelta[c] = fmaf(kLn2, sA, u * sB);
-        if (p.delta_softplus) ddelta[c] *= sigmoid_fast((c == 0 ? pre.x : pre.y) + bias[c]);
+        const float slope = sigmoid_fast((c == 0 ? pre.x : pre.y) + bias[c]);
+        ddelta[c] *= p.delta_softplus ? slope : 1.0f;
         du[c] = fmaf(step[2 * c], sB, skip[c] * gated[c]);
         if (!kPlain && !counted) ddelta[c] = du[c] = 0;
         dskip[c] = fmaf(gated[c], kPlain || counted ? u : 0.0f, dskip[c]);
@@ -274,14 +277,13 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         }
       }
       if constexpr (kPlain) {
-        if (j < length && real[0]) {
-          const auto at = [&](char* to, int stride) {
-            return reinterpret_cast<T*>(to + static_cast<int64_t>(j) * (stride / kSteps));
-          };
-          store_pair(at(du_at, strides.du), du[0], du[1]);
-          store_pair(at(ddelta_at, strides.ddelta), ddelta[0], ddelta[1]);
-          if constexpr (kGate) store_pair(at(dz_at, strides.dz), dz[0], dz[1]);
-        }
+        const bool there = j < length && real[0];
+        const auto at = [&](char* to, int stride) {
+          return reinterpret_cast<T*>(to + static_cast<int64_t>(j) * (stride / kSteps));
+        };
+        store_pair_if(there, at(du_at, strides.du), du[0], du[1]);
+        store_pair_if(there, at(ddelta_at, strides.ddelta), ddelta[0], ddelta[1]);
+        if constexpr (kGate) store_pair_if(there, at(dz_at, strides.dz), dz[0], dz[1]);
       } else if (j < length) {
         const int64_t time = rows.time(j);
 #pragma unroll
@@ -294,7 +296,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       }
     }
     __syncthreads();  // all warps' dB and dC of these steps are there
-    if (thread < kPairs) {
+    if (kPairs == 32 * kWarpsEach || thread < kPairs) {
       float2 sum{0, 0};
 #pragma unroll
       for (int w = 0; w < kWarpsEach; ++w)

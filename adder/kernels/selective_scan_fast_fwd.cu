@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
         dt[c] += bias[c];
-        if (p.delta_softplus) dt[c] = softplus_fast(dt[c]);
+        const float soft = softplus_fast(dt[c]);
+        dt[c] = p.delta_softplus ? soft : dt[c];
         step[2 * c] = counted ? dt[c] : 0.0f;
         step[2 * c + 1] = counted ? dt[c] * x[c] : 0.0f;
       }
@@ -164,12 +165,10 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     }
     if constexpr (kPlain) {
       T* const at = reinterpret_cast<T*>(y + static_cast<int64_t>(j0 / 4) * (strides.y / (kSteps / 4)));
-      if (there && real[0]) {
-        if constexpr (kC == 2)
-          store_pair(at, out[0], out[1]);
-        else
-          *at = narrow<T>(out[0]);
-      }
+      if constexpr (kC == 2)
+        store_pair_if(there && real[0], at, out[0], out[1]);
+      else if (there && real[0])
+        *at = narrow<T>(out[0]);
     } else {
       T* const at = p.y.data + rows.b * p.y.b + rows.time(j) * p.y.l + d * p.y.d;
 #pragma unroll
@@ -201,9 +200,9 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     if (p.border_states != nullptr && j0 % kCudaScanChunk == 0)
 #pragma unroll
       for (int c = 0; c < kC; ++c)
-        if (real[c])
-          store_floats(&p.border_states[((rows.chunk + j0 / kCudaScanChunk) * p.channels + d + c) * N + q * kStates],
-                       h[c]);
+        store_floats_if(real[c],
+                        &p.border_states[((rows.chunk + j0 / kCudaScanChunk) * p.channels + d + c) * N + q * kStates],
+                        h[c]);
 #pragma unroll
     for (int i = 0; i < kSteps / 4; ++i) {
       finish(j0 + 4 * i, (4 * i + kSteps - 4 + q) % kSteps);
