@@ -21,7 +21,8 @@ ScanAlgorithm choose_scan(const SelectiveScanInputs<T>& p) {
 
 template <typename T>
 int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>& params) {
-  (void)params;
+  if constexpr (!std::is_same_v<T, double>)
+    if (choose_scan<T>(params) == ScanAlgorithm::kFast) return scan_parts_workspace_bytes<T>(params);
   return 0;
 }
 

@@ -23,6 +23,24 @@ int64_t selective_scan_forward_workspace_bytes(const SelectiveScanForward<T>& pa
 template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs);
 
+// The fast scan's parts of a sequence: from step k * steps on, the last one shorter. begins (count, S, D, N): the state
+// before each part (in the backward pass the gradient behind it) but that at the end where the pass begins.
+struct ScanParts {
+  int64_t count = 1, steps = 1;
+  const float* begins = nullptr;
+};
+// By the shape alone: several parts where sequences are long and few.
+template <typename T>
+ScanParts scan_parts(const SelectiveScanInputs<T>& inputs, void* workspace);
+template <typename T>
+int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& inputs);
+template <typename T>
+void find_part_states(const SelectiveScanForward<T>& params, const ScanParts& parts, void* workspace,
+                      CudaStream stream);
+template <typename T>
+void find_part_gradients(const SelectiveScanBackward<T>& params, const ScanParts& parts, void* workspace,
+                         CudaStream stream);
+
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& params, CudaStream stream);
 template <typename T>

@@ -6,12 +6,12 @@ namespace {
 
 constexpr float kLn2 = 0.6931471805599453f;
 
-// Where the kernel leaves its sums: parts of dB and dC for each block of channels, and those over steps for each
+// Where the kernel leaves its sums: of dB and dC for each block of channels, and those over steps for each part of each
 // sequence.
 struct FastBackwardParts {
   float* dBC;         // (blocks, B L, 2, N)
-  float* dA;          // (S, D, N)
-  float *dD, *dbias;  // (S, D)
+  float* dA;          // (parts, S, D, N)
+  float *dD, *dbias;  // (parts, S, D)
 };
 
 // The layout of the forward kernel. A chunk of 16 steps is loaded and prepared at a time, from the last; it is done in
@@ -47,7 +47,7 @@ struct BackwardStrides {
 template <typename T, int N, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardStrides strides,
-                  const FastBackwardParts parts) {
+                  const FastBackwardParts out, const ScanParts parts) {
   using Tiles = BackwardTiles<T, N, kWarpsEach>;
   constexpr int kSteps = Tiles::kSteps, kHalf = Tiles::kHalf, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
@@ -58,11 +58,16 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   const int64_t group_channels = p.channels / p.groups;
   const int64_t group_blocks = (group_channels + kWarpsEach * kChannels - 1) / (kWarpsEach * kChannels);
   const int64_t all_blocks = group_blocks * p.groups;
-  const int64_t s = blockIdx.x / all_blocks, block = blockIdx.x % all_blocks, g = block / group_blocks;
+  const int64_t block = blockIdx.x % all_blocks, row = blockIdx.x / all_blocks, g = block / group_blocks;
+  const int64_t s = row % p.layout.sequences, part = row / p.layout.sequences;
   const int64_t d0 = g * group_channels + (block % group_blocks * kWarpsEach + warp) * kChannels;
   const int columns =
       static_cast<int>(max(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0), int64_t{0}));
-  const SequenceRows rows(p.layout, s);
+  SequenceRows rows(p.layout, s);
+  const bool last_part = (part + 1) * parts.steps >= rows.length;
+  rows.cut(part * parts.steps, parts.steps);
+  // What is behind the last part that has steps is the final state.
+  const float* const behind = last_part ? p.dfinal_state : parts.begins + part * p.layout.sequences * p.channels * N;
   const int length = static_cast<int>(rows.length), chunks = (length + kSteps - 1) / kSteps;
 
   const int64_t d = d0 + 2 * group;  // this lane's first channel
@@ -76,8 +81,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
-      dh[c][n] =
-          real[c] && p.dfinal_state != nullptr ? p.dfinal_state[(s * p.channels + d + c) * N + q * kStates + n] : 0.0f;
+      dh[c][n] = real[c] && behind != nullptr ? behind[(s * p.channels + d + c) * N + q * kStates + n] : 0.0f;
     }
   }
   const int own = lane % 8;
@@ -188,7 +192,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   // dB from the first row on, dC from the second: the lanes of both then use different banks.
   const float* const pair_rotated = pair_from + which * N;
   const float* const pair_last = pair_from + (which == 0 ? 7 * N : 0);
-  float* const dBC_at = parts.dBC + (block * p.layout.batch * p.layout.length * 2 + which) * N + pair_n;
+  float* const dBC_at = out.dBC + (block * p.layout.batch * p.layout.length * 2 + which) * N + pair_n;
 
   // Eight steps from t0 on: h is the state before them; dh that after them, and then that before them.
   const auto half = [&](const typename Tiles::Raw& raw, int j0, int t0, unsigned live, float(&h)[2][kStates]) {
@@ -307,7 +311,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
           sum.y += v.y;
         }
       const int j = j0 + t0 + pair_t;
-      if (j < length) *reinterpret_cast<float2*>(dBC_at + (rows.b * p.layout.length + rows.time(j)) * 2 * N) = sum;
+      store_pair_if(j < length, dBC_at + (rows.b * p.layout.length + rows.time(j)) * 2 * N, sum.x, sum.y);
     }
     __syncthreads();  // they have been added
   };
@@ -352,9 +356,9 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     if (!real[c]) continue;
-    const int64_t row = s * p.channels + d + c;
-    store_floats(&parts.dA[row * N + q * kStates], dA[c]);
-    if (p.dinitial_state != nullptr) store_floats(&p.dinitial_state[row * N + q * kStates], dh[c]);
+    store_floats(&out.dA[(row * p.channels + d + c) * N + q * kStates], dA[c]);
+    if (p.dinitial_state != nullptr && part == 0)
+      store_floats(&p.dinitial_state[(s * p.channels + d + c) * N + q * kStates], dh[c]);
   }
   // Lanes q hold different steps' sums of the same channels.
 #pragma unroll
@@ -362,8 +366,8 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     dskip[c] = sum_lanes(dskip[c], 4);
     dbias[c] = sum_lanes(dbias[c], 4);
     if (q == 0 && real[c]) {
-      parts.dD[s * p.channels + d + c] = dskip[c];
-      parts.dbias[s * p.channels + d + c] = dbias[c];
+      out.dD[row * p.channels + d + c] = dskip[c];
+      out.dbias[row * p.channels + d + c] = dbias[c];
     }
   }
 }
@@ -396,7 +400,9 @@ __global__ void sum_parts(const float* parts, int64_t count, int64_t size, float
 
 struct Plan {
   int64_t group_blocks, blocks, rows;
-  FastBackwardParts parts;
+  FastBackwardParts out;
+  ScanParts parts;
+  void* borders;
   size_t bytes;
 
   template <typename T>
@@ -406,10 +412,13 @@ struct Plan {
     blocks = group_blocks * p.groups;
     rows = p.layout.batch * p.layout.length;
     Carver<float> carver(static_cast<std::byte*>(workspace));
-    parts.dBC = carver.take(blocks * rows * 2 * p.state);
-    parts.dA = carver.take(p.layout.sequences * p.channels * p.state);
-    parts.dD = carver.take(p.layout.sequences * p.channels);
-    parts.dbias = carver.take(p.layout.sequences * p.channels);
+    borders = carver.take(scan_parts_workspace_bytes(p) / static_cast<int64_t>(sizeof(float)));
+    parts = scan_parts(p, borders);
+    const int64_t channel_rows = parts.count * p.layout.sequences * p.channels;
+    out.dBC = carver.take(blocks * rows * 2 * p.state);
+    out.dA = carver.take(channel_rows * p.state);
+    out.dD = carver.take(channel_rows);
+    out.dbias = carver.take(channel_rows);
     bytes = carver.used();
   }
 };
@@ -437,8 +446,8 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
       stride(p.du.l),
       stride(p.ddelta.l),
       stride(p.dz.l)};
-  kernel<<<static_cast<unsigned>(plan.blocks * p.layout.sequences), 32 * kWarps, kShared, stream>>>(p, strides,
-                                                                                                    plan.parts);
+  const auto blocks = static_cast<unsigned>(plan.blocks * p.layout.sequences * plan.parts.count);
+  kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, strides, plan.out, plan.parts);
   check_launch("selective_scan, fast backward");
 }
 
@@ -461,17 +470,18 @@ int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T
 template <typename T>
 void selective_scan_backward_fast(const SelectiveScanBackward<T>& p, CudaStream stream) {
   const Plan plan(p, p.workspace);
+  if (plan.parts.count > 1) find_part_gradients(p, plan.parts, plan.borders, stream);
   if (plan.blocks * p.layout.sequences > 0)
     p.state == 8 ? launch<T, 8>(p, plan, stream) : launch<T, 16>(p, plan, stream);
   const auto reduce = [&](const float* parts, int64_t size, float* out) {
     if (out == nullptr || size == 0) return;
-    sum_parts<<<grid_for(size, 128), 128, 0, stream>>>(parts, p.layout.sequences, size, out);
+    sum_parts<<<grid_for(size, 128), 128, 0, stream>>>(parts, plan.parts.count * p.layout.sequences, size, out);
   };
-  reduce(plan.parts.dA, p.channels * p.state, p.dA);
-  reduce(plan.parts.dD, p.channels, p.dD);
-  reduce(plan.parts.dbias, p.channels, p.ddelta_bias);
+  reduce(plan.out.dA, p.channels * p.state, p.dA);
+  reduce(plan.out.dD, p.channels, p.dD);
+  reduce(plan.out.dbias, p.channels, p.ddelta_bias);
   if (const int64_t size = plan.rows * p.groups * 2 * p.state; size > 0)
-    sum_blocks<T><<<grid_for(size, 256), 256, 0, stream>>>(plan.parts.dBC, p.groups, plan.group_blocks, plan.rows,
+    sum_blocks<T><<<grid_for(size, 256), 256, 0, stream>>>(plan.out.dBC, p.groups, plan.group_blocks, plan.rows,
                                                            p.layout.length, static_cast<int>(p.state), p.dB_step,
                                                            p.dC_step);
   check_launch("selective_scan, sums of the backward pass");

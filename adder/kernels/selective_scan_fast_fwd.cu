@@ -25,7 +25,7 @@ struct ForwardTiles {
 // kPlain: everything can be copied 16 bytes at a time, and no step is masked.
 template <typename T, int N, int kC, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
-    fast_forward(const __grid_constant__ SelectiveScanForward<T> p, const TileStrides strides) {
+    fast_forward(const __grid_constant__ SelectiveScanForward<T> p, const TileStrides strides, const ScanParts parts) {
   using Tiles = ForwardTiles<T, N, kC>;
   constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
@@ -34,12 +34,18 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   Tiles& tiles = reinterpret_cast<Tiles*>(shared)[threadIdx.x / 32];
   const int64_t group_channels = p.channels / p.groups, group_tiles = (group_channels + kChannels - 1) / kChannels;
   const int64_t all_tiles = group_tiles * p.groups;
-  const int64_t task = blockIdx.x * static_cast<int64_t>(kWarpsEach) + threadIdx.x / 32;
-  if (task >= p.layout.sequences * all_tiles) return;
-  const int64_t s = task / all_tiles, g = task % all_tiles / group_tiles;
-  const int64_t d0 = g * group_channels + task % group_tiles * kChannels;
+  int64_t task = blockIdx.x * static_cast<int64_t>(kWarpsEach) + threadIdx.x / 32;
+  if (task >= p.layout.sequences * all_tiles * parts.count) return;
+  const int64_t tile = task % all_tiles, g = tile / group_tiles;
+  task /= all_tiles;
+  const int64_t s = task % p.layout.sequences, piece = task / p.layout.sequences;
+  const int64_t d0 = g * group_channels + tile % group_tiles * kChannels;
   const int columns = static_cast<int>(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0));
-  const SequenceRows rows(p.layout, s);
+  SequenceRows rows(p.layout, s);
+  if (piece > 0 && piece * parts.steps >= rows.length) return;
+  const bool last_part = (piece + 1) * parts.steps >= rows.length;
+  rows.cut(piece * parts.steps, parts.steps);
+  const float* const begin = piece == 0 ? p.initial_state : parts.begins + piece * p.layout.sequences * p.channels * N;
   const int length = static_cast<int>(rows.length), all_steps = (length + kSteps - 1) / kSteps * kSteps;
 
   const int64_t d = d0 + kC * group;  // this lane's first channel
@@ -52,8 +58,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
     for (int n = 0; n < kStates; ++n) {
       A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
-      h[c][n] = real[c] && p.initial_state != nullptr ? p.initial_state[(s * p.channels + d + c) * N + q * kStates + n]
-                                                      : 0.0f;
+      h[c][n] = real[c] && begin != nullptr ? begin[(s * p.channels + d + c) * N + q * kStates + n] : 0.0f;
     }
   }
   // The channels whose delta and u it prepares: other ones, so that a row is stored side by side.
@@ -231,7 +236,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   wait_copies<0>();
 #pragma unroll
   for (int c = 0; c < kC; ++c)
-    if (real[c]) store_floats(&p.final_state[(s * p.channels + d + c) * N + q * kStates], h[c]);
+    if (real[c] && last_part) store_floats(&p.final_state[(s * p.channels + d + c) * N + q * kStates], h[c]);
 }
 
 constexpr int kWarps = 4, kChannelsEach = 2;
@@ -243,13 +248,14 @@ bool is_plain(const SelectiveScanForward<T>& p) {
 }
 
 template <typename T, int N, bool kGate, bool kPlain>
-void launch(const SelectiveScanForward<T>& p, CudaStream stream) {
+void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
   using Tiles = ForwardTiles<T, N, kChannelsEach>;
   const auto kernel = fast_forward < T, N, kChannelsEach, kGate, kPlain, kWarps, kPlain ? 4 : 2 > ;
   constexpr int kShared = static_cast<int>(sizeof(Tiles)) * kWarps;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
   const int64_t group_channels = p.channels / p.groups;
-  const int64_t tasks = p.layout.sequences * p.groups * ((group_channels + Tiles::kChannels - 1) / Tiles::kChannels);
+  const int64_t tiles = p.groups * ((group_channels + Tiles::kChannels - 1) / Tiles::kChannels);
+  const int64_t tasks = p.layout.sequences * tiles * parts.count;
   if (tasks == 0) return;
   const int64_t direction = p.layout.reverse ? -1 : 1,
                 bytes = direction * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
@@ -257,24 +263,26 @@ void launch(const SelectiveScanForward<T>& p, CudaStream stream) {
   TileStrides strides{};
   if constexpr (kPlain)
     strides = {stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), stride(p.y.l)};
-  kernel<<<static_cast<unsigned>((tasks + kWarps - 1) / kWarps), 32 * kWarps, kShared, stream>>>(p, strides);
+  kernel<<<static_cast<unsigned>((tasks + kWarps - 1) / kWarps), 32 * kWarps, kShared, stream>>>(p, strides, parts);
   check_launch("selective_scan, fast forward");
 }
 
 template <typename T, int N>
-void launch(const SelectiveScanForward<T>& p, CudaStream stream) {
+void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
   const bool plain = is_plain(p);
   if (p.z.data != nullptr)
-    plain ? launch<T, N, true, true>(p, stream) : launch<T, N, true, false>(p, stream);
+    plain ? launch<T, N, true, true>(p, parts, stream) : launch<T, N, true, false>(p, parts, stream);
   else
-    plain ? launch<T, N, false, true>(p, stream) : launch<T, N, false, false>(p, stream);
+    plain ? launch<T, N, false, true>(p, parts, stream) : launch<T, N, false, false>(p, parts, stream);
 }
 
 }  // namespace
 
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& p, CudaStream stream) {
-  p.state == 8 ? launch<T, 8>(p, stream) : launch<T, 16>(p, stream);
+  const ScanParts parts = scan_parts<T>(p, p.workspace);
+  if (parts.count > 1) find_part_states(p, parts, p.workspace, stream);
+  p.state == 8 ? launch<T, 8>(p, parts, stream) : launch<T, 16>(p, parts, stream);
 }
 
 template void selective_scan_forward_fast(const SelectiveScanForward<float>&, CudaStream);

@@ -23,6 +23,13 @@ struct SequenceRows {
     first = layout.reverse ? begin + length - 1 : begin;
     step = layout.reverse ? -1 : 1;
   }
+  // Goes on as a part of the sequence, which may be empty. `begin` is a multiple of kCudaScanChunk.
+  __device__ void cut(int64_t begin, int64_t steps) {
+    begin = min(begin, length);
+    first += step * begin;
+    chunk += begin / kCudaScanChunk;
+    length = min(steps, length - begin);
+  }
   __device__ int64_t time(int64_t j) const { return first + step * j; }
 };
 

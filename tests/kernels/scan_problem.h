@@ -92,6 +92,13 @@ class ScanProblem {
                                                       shape.N, shape.G, shape.complex),
                   std::nan(""));
     p.border_states = border.data();
+#ifdef ADDER_CUDA
+    if (current_device() == Device::kCuda) {
+      forward_workspace_.assign(kernels::cuda::selective_scan_forward_workspace_bytes(p) / sizeof(double) + 2,
+                                std::nan(""));
+      p.workspace = forward_workspace_.data();
+    }
+#endif
     return p;
   }
 
@@ -179,7 +186,7 @@ class ScanProblem {
 
   std::mt19937_64 random_;
   int64_t wide_;
-  Buffer<double> workspace_;
+  Buffer<double> workspace_, forward_workspace_;
 };
 
 template <typename T>

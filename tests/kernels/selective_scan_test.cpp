@@ -148,6 +148,22 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
     s.L = 200;
     s.cu_seqlens = {0, 1, 1, 66, 130, 197, 200, 200};
   });
+  // Long enough to be cut into parts, with states that fade between them and with states that do not.
+  for (const int64_t L : {511, 512, 600, 1500}) usual("L" + std::to_string(L), [=](auto& s) { s.L = L, s.D = 20; });
+  const auto lasting = [](ScanShape& s) {
+    s.L = 520, s.D = 24;
+    s.softplus = s.bias = false;
+    s.delta_scale = 2e-2;
+  };
+  usual("lasting", lasting);
+  usual("lasting_reverse_mask", [&](auto& s) { lasting(s), s.reverse = s.mask = true; });
+  usual("lasting_no_initial_state", [&](auto& s) { lasting(s), s.initial = s.gate = false; });
+  usual("lasting_groups", [&](auto& s) { lasting(s), s.G = 3; });
+  usual("lasting_packed", [&](auto& s) {
+    lasting(s);
+    s.B = 1;
+    s.cu_seqlens = {0, 0, 5, 518, 519, 520};
+  });
   usual("packed_reverse", [](auto& s) {
     s.B = 1;
     s.L = 200;

@@ -1,0 +1,283 @@
+#include "adder/kernels/scan_tiles.cuh"
+
+// Long sequences are cut into parts that are scanned side by side. What a part begins with is found first, from the
+// parts before it (in the backward pass: after it): a walk away from the border adds up what each step still
+// contributes there, weighted by the decay between. It ends where nothing of float32 is left, as a rule long before the
+// part's other end.
+namespace adder::kernels::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+// A weight of 2^-100 leaves no trace in a float32 sum beside anything of the same size.
+constexpr float kForgotten = -100.0f;
+
+template <typename T, int N>
+struct BorderTiles {
+  static constexpr int kSteps = 16, kChannels = 16, kStates = N / 4;
+  struct Raw {
+    T delta[kSteps][kChannels], x[kSteps][kChannels], z[kSteps][kChannels], matrix[kSteps][N];
+  };
+  Raw raw[2];
+  float step[kSteps][8][4];  // {delta, input} of each of a lane's two channels
+  float matrix[kSteps][N];
+};
+
+// Forward: the state that a part leaves behind if it begins with zeros, x = u, matrix = B. Backward: the gradient of
+// the state before a part if none comes from behind it, x = dy silu(z), matrix = C. Beside it the decay over the part.
+template <typename T, int N, bool kBackward, bool kGate, bool kPlain>
+__global__ void __launch_bounds__(32 * kWarps)
+    walk_from_borders(const __grid_constant__ SelectiveScanInputs<T> p, const View3<const T> x,
+                      const View4<const T> matrix, const ScanParts parts, float* sums, float* decays) {
+  using Tiles = BorderTiles<T, N>;
+  constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
+  extern __shared__ __align__(16) char shared[];
+  const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4, group = lane / 4, own = lane % 8;
+  Tiles& tiles = reinterpret_cast<Tiles*>(shared)[threadIdx.x / 32];
+  const int64_t group_channels = p.channels / p.groups, group_tiles = (group_channels + kChannels - 1) / kChannels;
+  const int64_t all_tiles = group_tiles * p.groups;
+  int64_t task = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
+  if (task >= p.layout.sequences * all_tiles * (parts.count - 1)) return;
+  const int64_t g = task % all_tiles / group_tiles;
+  const int64_t d0 = g * group_channels + task % all_tiles % group_tiles * kChannels;
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0));
+  task /= all_tiles;
+  const int64_t s = task % p.layout.sequences, part = task / p.layout.sequences + (kBackward ? 1 : 0);
+  SequenceRows rows(p.layout, s);
+  rows.cut(part * parts.steps, parts.steps);
+  if (!kBackward) {  // away from the border
+    rows.first = rows.time(rows.length - 1);
+    rows.step = -rows.step;
+  }
+  const int length = static_cast<int>(rows.length);
+
+  const int64_t d = d0 + 2 * group;
+  bool real[2];
+  float A[2][kStates], sum[2][kStates] = {}, way[2] = {}, own_bias[2];
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    real[c] = 2 * group + c < columns;
+    own_bias[c] = 2 * own + c < columns && p.delta_bias.data != nullptr
+                      ? p.delta_bias.data[(d0 + 2 * own + c) * p.delta_bias.d]
+                      : 0.0f;
+#pragma unroll
+    for (int n = 0; n < kStates; ++n)
+      A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
+  }
+  const auto first_channel = [&](const View3<const T>& v) {
+    return v.data + rows.b * v.b + rows.first * v.l + d0 * v.d;
+  };
+  const T* const first_state = matrix.data + rows.b * matrix.b + rows.first * matrix.l + g * matrix.g;
+  using ChannelCopy = TileCopy<T, kSteps, kChannels>;
+  using StateCopy = TileCopy<T, kSteps, N>;
+  const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
+  const ChannelCopy copy_x(first_channel(x), rows.step * x.l, columns, lane);
+  const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
+  const StateCopy copy_matrix(first_state, rows.step * matrix.l, N, lane);
+  const auto load = [&](int j0, typename Tiles::Raw& to) {
+    const int tile = j0 / kSteps, count = min(length - j0, kSteps);
+    if (j0 < length) {
+      if constexpr (kPlain) {
+        const auto start = [&](const auto& copy, auto& rows_to, int64_t l) {
+          const int row = static_cast<int>(rows.step * l * static_cast<int64_t>(sizeof(T)));
+          copy.start(rows_to, tile, row * kSteps, row, count, lane);
+        };
+        start(copy_delta, to.delta, p.delta.l);
+        start(copy_x, to.x, x.l);
+        if constexpr (kGate) start(copy_z, to.z, p.z.l);
+        start(copy_matrix, to.matrix, matrix.l);
+      } else {
+        const auto channels = [&](T(*to_rows)[kChannels], const View3<const T>& v) {
+          copy_values<T, kSteps, kChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d,
+                                            count, columns, lane);
+        };
+        channels(to.delta, p.delta);
+        channels(to.x, x);
+        if constexpr (kGate) channels(to.z, p.z);
+        copy_values<T, kSteps, N>(to.matrix, first_state + j0 * rows.step * matrix.l, rows.step * matrix.l, matrix.n,
+                                  count, N, lane);
+      }
+    }
+    end_copies();
+  };
+
+  bool forgotten = false;
+  load(0, tiles.raw[0]);
+  for (int j0 = 0; j0 < length && !forgotten; j0 += kSteps) {
+    const typename Tiles::Raw& now = tiles.raw[j0 / kSteps % 2];
+    const int count = min(length - j0, kSteps);
+    __syncwarp();
+    load(j0 + kSteps, tiles.raw[(j0 / kSteps + 1) % 2]);
+    wait_copies<1>();
+    unsigned live = (1u << count) - 1;
+    if constexpr (!kPlain)
+      if (p.layout.mask.data != nullptr)
+        live = __ballot_sync(kAllLanes, lane < count && counts(p.layout.mask, rows.b, rows.time(j0 + lane)));
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kSteps / 4; ++i) {
+      const int t = 4 * i + lane / 8;
+      const bool counted = live >> t & 1;
+      const float2 raw = pair(&now.delta[t][2 * own]);
+      float2 in = pair(&now.x[t][2 * own]);
+      float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[1]};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float soft = softplus_fast(dt[c]);
+        dt[c] = p.delta_softplus ? soft : dt[c];
+      }
+      if constexpr (!kBackward) {
+        in.x *= dt[0];
+        in.y *= dt[1];
+      } else if constexpr (kGate) {
+        const float2 z = pair(&now.z[t][2 * own]);
+        in.x *= z.x * sigmoid_fast(z.x);
+        in.y *= z.y * sigmoid_fast(z.y);
+      }
+      *reinterpret_cast<float4*>(tiles.step[t][own]) = counted ? float4{dt[0], in.x, dt[1], in.y} : float4{0, 0, 0, 0};
+    }
+#pragma unroll
+    for (int i = lane; i < kSteps * 4; i += 32) {
+      const int t = i / 4;
+      float v[kStates];
+      Packed<T, kStates> bits;
+      bits.load(&now.matrix[t][i % 4 * kStates]);
+      bits.floats(v);
+      if constexpr (!kPlain) {
+        const bool counted = live >> t & 1;
+#pragma unroll
+        for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
+      }
+      store_floats(&tiles.matrix[t][i % 4 * kStates], v);
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int t = 0; t < kSteps; ++t) {
+      float step[4], M[kStates];
+      load_floats(step, tiles.step[t][group]);
+      load_floats(M, &tiles.matrix[t][q * kStates]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if constexpr (kBackward) way[c] += step[2 * c];
+#pragma unroll
+        for (int n = 0; n < kStates; ++n)
+          sum[c][n] = fmaf(exp2_fast(A[c][n] * way[c]), step[2 * c + 1] * M[n], sum[c][n]);
+        if constexpr (!kBackward) way[c] += step[2 * c];
+      }
+    }
+    bool mine = true;
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) mine = mine && (!real[c] || A[c][n] * way[c] < kForgotten);
+    forgotten = __all_sync(kAllLanes, mine);
+  }
+  wait_copies<0>();
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    if (!real[c]) continue;
+    float decay[kStates];
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) decay[n] = forgotten ? 0.0f : exp2_fast(A[c][n] * way[c]);
+    const int64_t at = ((part * p.layout.sequences + s) * p.channels + d + c) * N + q * kStates;
+    store_floats(&sums[at], sum[c]);
+    store_floats(&decays[at], decay);
+  }
+}
+
+// Passes on what each part begins with: in time, or against it.
+__global__ void pass_on(const float* first, int64_t states, int64_t count, bool backward, const float* decays,
+                        const float* sums, float* begins) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  if (i >= states) return;
+  float state = first != nullptr ? first[i] : 0.0f;
+  for (int64_t k = 0; k + 1 < count; ++k) {
+    const int64_t from = backward ? count - 1 - k : k, to = backward ? from - 1 : from + 1;
+    // What is multiplied by nothing does not come through, an infinity neither.
+    const float decay = decays[from * states + i];
+    state = sums[from * states + i] + (decay == 0.0f ? 0.0f : decay * state);
+    begins[to * states + i] = state;
+  }
+}
+
+template <typename T, int N, bool kBackward, bool kGate>
+void walk(const SelectiveScanInputs<T>& p, const View3<const T>& x, const View4<const T>& matrix, bool plain,
+          const ScanParts& parts, float* sums, float* decays, CudaStream stream) {
+  constexpr int kShared = static_cast<int>(sizeof(BorderTiles<T, N>)) * kWarps;
+  const int64_t group_channels = p.channels / p.groups;
+  const int64_t tasks = p.layout.sequences * p.groups * ((group_channels + 15) / 16) * (parts.count - 1);
+  const auto blocks = static_cast<unsigned>((tasks + kWarps - 1) / kWarps);
+  const auto kernel =
+      plain ? walk_from_borders<T, N, kBackward, kGate, true> : walk_from_borders<T, N, kBackward, kGate, false>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, borders");
+  kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, x, matrix, parts, sums, decays);
+  check_launch("selective_scan, borders of parts");
+}
+
+template <typename T>
+void find(const SelectiveScanInputs<T>& p, const View3<const T>* dy, const float* first, const ScanParts& parts,
+          void* workspace, CudaStream stream) {
+  const int64_t states = p.layout.sequences * p.channels * p.state;
+  float* const begins = static_cast<float*>(workspace);
+  float *const sums = begins + parts.count * states, *const decays = sums + parts.count * states;
+  bool plain = inputs_are_plain(p);
+  if (dy != nullptr) {
+    plain = plain && is_near<T>(dy->l) && copies_by_16(dy->data, {dy->b, dy->l}, dy->d);
+    if (p.z.data != nullptr)
+      p.state == 8 ? walk<T, 8, true, true>(p, *dy, p.C_step, plain, parts, sums, decays, stream)
+                   : walk<T, 16, true, true>(p, *dy, p.C_step, plain, parts, sums, decays, stream);
+    else
+      p.state == 8 ? walk<T, 8, true, false>(p, *dy, p.C_step, plain, parts, sums, decays, stream)
+                   : walk<T, 16, true, false>(p, *dy, p.C_step, plain, parts, sums, decays, stream);
+  } else {
+    p.state == 8 ? walk<T, 8, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream)
+                 : walk<T, 16, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream);
+  }
+  pass_on<<<grid_for(states, 128), 128, 0, stream>>>(first, states, parts.count, dy != nullptr, decays, sums, begins);
+  check_launch("selective_scan, states of parts");
+}
+
+}  // namespace
+
+template <typename T>
+ScanParts scan_parts(const SelectiveScanInputs<T>& p, void* workspace) {
+  ScanParts parts;
+  const int64_t group_channels = p.groups > 0 ? p.channels / p.groups : 0;
+  const int64_t tiles = p.layout.sequences * p.groups * ((group_channels + 15) / 16);
+  parts.steps = std::max<int64_t>(p.layout.length, 1);
+  // About 1,056 warps fill a large GPU; a part has at least 256 steps, or the borders would cost more than they bring.
+  constexpr int64_t kFull = 1056, kShortest = 256;
+  if (tiles == 0 || tiles > kFull / 2 || p.layout.length < 2 * kShortest) return parts;
+  const int64_t wanted = std::min(kFull / tiles, p.layout.length / kShortest);
+  parts.steps = ((p.layout.length + wanted - 1) / wanted + 15) / 16 * 16;
+  parts.count = (p.layout.length + parts.steps - 1) / parts.steps;
+  parts.begins = static_cast<const float*>(workspace);
+  return parts;
+}
+
+template <typename T>
+int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& p) {
+  const ScanParts parts = scan_parts(p, nullptr);
+  if (parts.count == 1) return 0;
+  return 3 * parts.count * p.layout.sequences * p.channels * p.state * static_cast<int64_t>(sizeof(float));
+}
+
+template <typename T>
+void find_part_states(const SelectiveScanForward<T>& p, const ScanParts& parts, void* workspace, CudaStream stream) {
+  find<T>(p, nullptr, p.initial_state, parts, workspace, stream);
+}
+template <typename T>
+void find_part_gradients(const SelectiveScanBackward<T>& p, const ScanParts& parts, void* workspace,
+                         CudaStream stream) {
+  find<T>(p, &p.dy, p.dfinal_state, parts, workspace, stream);
+}
+
+#define ADDER_INSTANTIATE(T)                                                                           \
+  template ScanParts scan_parts(const SelectiveScanInputs<T>&, void*);                                 \
+  template int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>&);                          \
+  template void find_part_states(const SelectiveScanForward<T>&, const ScanParts&, void*, CudaStream); \
+  template void find_part_gradients(const SelectiveScanBackward<T>&, const ScanParts&, void*, CudaStream);
+ADDER_INSTANTIATE(float)
+ADDER_INSTANTIATE(bfloat16)
+ADDER_INSTANTIATE(float16)
+
+}  // namespace adder::kernels::cuda
