@@ -158,7 +158,7 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
   usual("lasting", lasting);
   usual("lasting_reverse_mask", [&](auto& s) { lasting(s), s.reverse = s.mask = true; });
   usual("lasting_no_initial_state", [&](auto& s) { lasting(s), s.initial = s.gate = false; });
-  usual("lasting_groups", [&](auto& s) { lasting(s), s.G = 3; });
+  usual("lasting_groups", [&](auto& s) { lasting(s), s.G = 2; });
   usual("lasting_packed", [&](auto& s) {
     lasting(s);
     s.B = 1;
