@@ -1,4 +1,5 @@
 #include "adder/kernels/add_norm_cuda.h"
+#include "adder/kernels/column_sums.cuh"
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_numbers.cuh"
 
@@ -219,15 +220,6 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
   }
 }
 
-template <typename R>
-__global__ void sum_parts(const R* parts, int64_t count, int64_t width, R* out) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= width) return;
-  double sum = 0;
-  for (int64_t k = 0; k < count; ++k) sum += parts[k * width + i];
-  out[i] = static_cast<R>(sum);
-}
-
 // Blocks of the backward pass, by the shape alone.
 unsigned row_blocks(int64_t rows) {
   return static_cast<unsigned>(std::clamp<int64_t>(rows, 1, 1024));
@@ -272,10 +264,10 @@ void add_norm_backward(const AddNormBackward<T, Out>& p, CudaStream stream) {
   else
     backward<T, Out, 1><<<blocks, kThreads, 0, stream>>>(p);
   check_launch("add_norm, backward");
-  const auto sum_blocks = static_cast<unsigned>((p.width + 31) / 32);
-  sum_parts<<<sum_blocks, 32, 0, stream>>>(parts, blocks, p.width, p.dweight);
-  if (p.dbias != nullptr) sum_parts<<<sum_blocks, 32, 0, stream>>>(parts + blocks * p.width, blocks, p.width, p.dbias);
-  check_launch("add_norm, sums of the backward pass");
+  sum_columns(parts, blocks, p.width, StoreSum<R>{p.dweight}, "add_norm, sums of the backward pass", stream);
+  if (p.dbias != nullptr)
+    sum_columns(parts + blocks * p.width, blocks, p.width, StoreSum<R>{p.dbias}, "add_norm, sums of the backward pass",
+                stream);
 }
 
 #define ADDER_INSTANTIATE(T, Out)                                              \

@@ -28,49 +28,73 @@ __device__ __forceinline__ void read_row(const CausalConv1dInputs<T>& p, const S
 }
 
 template <typename T, int kWidth, bool kSilu>
-__global__ void __launch_bounds__(256) fast_forward(const CausalConv1dForward<T> p) {
-  constexpr int kChannels = kForwardChannels<T>;
+__global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T> p) {
+  constexpr int kChannels = kForwardChannels<T>, kAhead = 4, kPast = kWidth - 1;
   const int64_t columns = p.channels / kChannels, runs = (p.layout.length + kForwardSteps - 1) / kForwardSteps;
   const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= columns * runs * p.layout.sequences) return;
   const int64_t d = i % columns * kChannels, s = i / columns / runs, j0 = i / columns % runs * kForwardSteps;
   const SequenceRows rows(p.layout, s);
-  float weight[kChannels][kWidth], bias[kChannels], x[kWidth][kChannels];
+  float weight[kWidth][kChannels], bias[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
     bias[c] = p.bias.data != nullptr ? p.bias.data[(d + c) * p.bias.d] : 0.0f;
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) weight[c][k] = p.weight.data[(d + c) * p.weight.row + k * p.weight.column];
+    for (int k = 0; k < kWidth; ++k) weight[k][c] = p.weight.data[(d + c) * p.weight.row + k * p.weight.column];
   }
+  // The last K - 1 rows, and those of the steps at hand.
+  float x[kPast + kAhead][kChannels];
 #pragma unroll
-  for (int k = 0; k < kWidth - 1; ++k) read_row(p, rows, s, d, j0 - (kWidth - 1) + k, x[k]);
-  const int64_t last = min(j0 + kForwardSteps, rows.length);
-  for (int64_t j = j0; j < last; j += 4) {
-    Packed<T, kChannels> bits[4];
+  for (int k = 0; k < kPast; ++k) read_row(p, rows, s, d, j0 - kPast + k, x[k]);
+  const auto output = [&](int k, float(&y)[kChannels]) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) bits[k].load(p.x.data + rows.b * p.x.b + rows.time(min(j + k, last - 1)) * p.x.l + d);
+    for (int c = 0; c < kChannels; ++c) {
+      y[c] = bias[c];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (j + k >= last) break;
-      bits[k].floats(x[kWidth - 1]);
-      float y[kChannels];
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        y[c] = bias[c];
-#pragma unroll
-        for (int w = 0; w < kWidth; ++w) y[c] = fmaf(weight[c][w], x[w][c], y[c]);
-        if constexpr (kSilu) y[c] *= sigmoid_fast(y[c]);
-      }
-      store_values(p.y.data + rows.b * p.y.b + rows.time(j + k) * p.y.l + d, y);
-#pragma unroll
-      for (int w = 0; w < kWidth - 1; ++w)
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) x[w][c] = x[w + 1][c];
+      for (int w = 0; w < kWidth; ++w) y[c] = fmaf(weight[w][c], x[k + w][c], y[c]);
+      if constexpr (kSilu) y[c] *= sigmoid_fast(y[c]);
     }
-  }
-  if (last == rows.length)
+  };
+  const auto shift = [&](int by) {
 #pragma unroll
-    for (int k = 0; k < kWidth - 1; ++k) store_values(p.final_window + (s * (kWidth - 1) + k) * p.channels + d, x[k]);
+    for (int k = 0; k < kPast; ++k)
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) x[k][c] = x[k + by][c];
+  };
+  const int64_t x_step = rows.step * p.x.l, y_step = rows.step * p.y.l;
+  const T* from = p.x.data + rows.b * p.x.b + rows.time(j0) * p.x.l + d;
+  T* to = p.y.data + rows.b * p.y.b + rows.time(j0) * p.y.l + d;
+  const int count = static_cast<int>(min(rows.length - j0, static_cast<int64_t>(kForwardSteps)));
+  int j = 0;
+  for (; j + kAhead <= count; j += kAhead) {
+    Packed<T, kChannels> bits[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) bits[k].load(from + k * x_step);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      bits[k].floats(x[kPast + k]);
+      float y[kChannels];
+      output(k, y);
+      store_values(to + k * y_step, y);
+    }
+    shift(kAhead);
+    from += kAhead * x_step;
+    to += kAhead * y_step;
+  }
+  for (; j < count; ++j) {
+    Packed<T, kChannels> bits;
+    bits.load(from);
+    bits.floats(x[kPast]);
+    float y[kChannels];
+    output(0, y);
+    store_values(to, y);
+    shift(1);
+    from += x_step;
+    to += y_step;
+  }
+  if (j0 + count == rows.length)
+#pragma unroll
+    for (int k = 0; k < kPast; ++k) store_values(p.final_window + (s * kPast + k) * p.channels + d, x[k]);
 }
 
 constexpr int kBackwardChannels = 4;
@@ -79,7 +103,7 @@ constexpr int kBackwardChannels = 4;
 // da_(j - K + 1) .. da_j; it goes K - 1 steps further than its slab for the latter.
 template <typename T, int kWidth, bool kSilu>
 __global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<T> p, ConvSlabs slabs) {
-  constexpr int kChannels = kBackwardChannels;
+  constexpr int kChannels = kBackwardChannels, kAhead = 4, kPast = kWidth - 1;
   const int64_t columns = p.channels / kChannels, runs = slabs.count / p.layout.sequences;
   const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= columns * slabs.count) return;
@@ -87,70 +111,102 @@ __global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<
   const int64_t j0 = run * slabs.length;
   const SequenceRows rows(p.layout, s);
   float weight[kWidth][kChannels], dweight[kWidth][kChannels] = {}, dbias[kChannels] = {}, bias[kChannels];
-  float x[kWidth][kChannels], da[kWidth][kChannels] = {};
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
     bias[c] = p.bias.data != nullptr ? p.bias.data[(d + c) * p.bias.d] : 0.0f;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) weight[k][c] = p.weight.data[(d + c) * p.weight.row + k * p.weight.column];
   }
+  float x[kPast + kAhead][kChannels], da[kPast + kAhead][kChannels] = {};
 #pragma unroll
-  for (int k = 0; k < kWidth - 1; ++k) read_row(p, rows, s, d, j0 - (kWidth - 1) + k, x[k]);
-  const int64_t last = min(j0 + slabs.length, rows.length), beyond = last + kWidth - 1;
-  // The steps before the sequence: the initial window's gradient takes what reaches them.
-  const int64_t first_out = run == 0 ? -(kWidth - 1) : j0;
-  constexpr int kAhead = 4;
-  for (int64_t j = j0; j < beyond; j += kAhead) {
+  for (int k = 0; k < kPast; ++k) read_row(p, rows, s, d, j0 - kPast + k, x[k]);
+  // Row `k` past the last K - 1, of which x and dy are there: da, and the sums that it goes into where it is the
+  // slab's.
+  const auto advance = [&](int k, bool own) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      float& g = da[kPast + k][c];
+      if constexpr (kSilu) {
+        float a = bias[c];
+#pragma unroll
+        for (int w = 0; w < kWidth; ++w) a = fmaf(weight[w][c], x[k + w][c], a);
+        const float sigma = sigmoid_fast(a);
+        g *= sigma * fmaf(a, 1.0f - sigma, 1.0f);
+      }
+      const float counted = own ? g : 0.0f;
+#pragma unroll
+      for (int w = 0; w < kWidth; ++w) dweight[w][c] = fmaf(counted, x[k + w][c], dweight[w][c]);
+      dbias[c] += counted;
+    }
+  };
+  const auto gradient = [&](int k, float(&dx)[kChannels]) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      dx[c] = 0;
+#pragma unroll
+      for (int w = 0; w < kWidth; ++w) dx[c] = fmaf(da[k + w][c], weight[kWidth - 1 - w][c], dx[c]);
+    }
+  };
+  const auto shift = [&](int by) {
+#pragma unroll
+    for (int k = 0; k < kPast; ++k)
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) x[k][c] = x[k + by][c], da[k][c] = da[k + by][c];
+  };
+  const int64_t last = min(j0 + slabs.length, rows.length), beyond = last + kPast;
+  int64_t j = j0;
+  // A step of which anything may be out of range.
+  const auto careful = [&] {
+    const bool real = j < rows.length;
+    Packed<T, kChannels> x_bits, dy_bits;
+    const int64_t t = rows.time(real ? j : rows.length - 1);
+    x_bits.load(p.x.data + rows.b * p.x.b + t * p.x.l + d);
+    dy_bits.load(p.dy.data + rows.b * p.dy.b + t * p.dy.l + d);
+    x_bits.floats(x[kPast]);
+    dy_bits.floats(da[kPast]);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) x[kPast][c] = real ? x[kPast][c] : 0.0f;
+    advance(0, j < last);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) da[kPast][c] = real ? da[kPast][c] : 0.0f;
+    float dx[kChannels];
+    gradient(0, dx);
+    const int64_t out = j - kPast, from_end = out - rows.length + kPast;
+    if (from_end >= 0 && p.dfinal_window != nullptr)
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) dx[c] += p.dfinal_window[(s * kPast + from_end) * p.channels + d + c];
+    if (out >= j0 && out < last)
+      store_values(p.dx.data + rows.b * p.dx.b + rows.time(out) * p.dx.l + d, dx);
+    else if (out < 0 && run == 0 && p.dinitial_window != nullptr)
+      store_values(p.dinitial_window + (s * kPast + out + kPast) * p.channels + d, dx);
+    shift(1);
+    ++j;
+  };
+  for (int k = 0; k < kPast && j < beyond; ++k) careful();
+  // Steps that are the slab's, as are those whose gradients they complete.
+  const int64_t x_step = rows.step * p.x.l, dy_step = rows.step * p.dy.l, dx_step = rows.step * p.dx.l;
+  for (; j + kAhead <= last && j + kAhead <= rows.length - kPast; j += kAhead) {
+    const T* const x_at = p.x.data + rows.b * p.x.b + rows.time(j) * p.x.l + d;
+    const T* const dy_at = p.dy.data + rows.b * p.dy.b + rows.time(j) * p.dy.l + d;
+    T* const dx_at = p.dx.data + rows.b * p.dx.b + rows.time(j - kPast) * p.dx.l + d;
     Packed<T, kChannels> x_bits[kAhead], dy_bits[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int64_t t = rows.time(min(j + k, rows.length - 1));
-      x_bits[k].load(p.x.data + rows.b * p.x.b + t * p.x.l + d);
-      dy_bits[k].load(p.dy.data + rows.b * p.dy.b + t * p.dy.l + d);
+      x_bits[k].load(x_at + k * x_step);
+      dy_bits[k].load(dy_at + k * dy_step);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (j + k >= beyond) break;
-      const bool real = j + k < rows.length, own = j + k < last;
-      x_bits[k].floats(x[kWidth - 1]);
-      dy_bits[k].floats(da[kWidth - 1]);
+      x_bits[k].floats(x[kPast + k]);
+      dy_bits[k].floats(da[kPast + k]);
+      advance(k, true);
       float dx[kChannels];
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        float& g = da[kWidth - 1][c];
-        if (!real) g = x[kWidth - 1][c] = 0;
-        if constexpr (kSilu) {
-          float a = bias[c];
-#pragma unroll
-          for (int w = 0; w < kWidth; ++w) a = fmaf(weight[w][c], x[w][c], a);
-          const float sigma = sigmoid_fast(a);
-          g *= sigma * fmaf(a, 1.0f - sigma, 1.0f);
-          if (!real) g = 0;
-        }
-        if (own) {
-#pragma unroll
-          for (int w = 0; w < kWidth; ++w) dweight[w][c] = fmaf(g, x[w][c], dweight[w][c]);
-          dbias[c] += g;
-        }
-        dx[c] = 0;
-#pragma unroll
-        for (int w = 0; w < kWidth; ++w) dx[c] = fmaf(da[w][c], weight[kWidth - 1 - w][c], dx[c]);
-      }
-      const int64_t out = j + k - (kWidth - 1);
-      if (out >= rows.length - (kWidth - 1) && p.dfinal_window != nullptr)
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c)
-          dx[c] += p.dfinal_window[(s * (kWidth - 1) + out - rows.length + kWidth - 1) * p.channels + d + c];
-      if (out >= 0 && out >= first_out && out < last)
-        store_values(p.dx.data + rows.b * p.dx.b + rows.time(out) * p.dx.l + d, dx);
-      else if (out < 0 && out >= first_out && p.dinitial_window != nullptr)
-        store_values(p.dinitial_window + (s * (kWidth - 1) + out + kWidth - 1) * p.channels + d, dx);
-#pragma unroll
-      for (int w = 0; w < kWidth - 1; ++w)
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) x[w][c] = x[w + 1][c], da[w][c] = da[w + 1][c];
+      gradient(k, dx);
+      store_values(dx_at + k * dx_step, dx);
     }
+    shift(kAhead);
   }
+  while (j < beyond) careful();
   float* const sums = static_cast<float*>(p.workspace) + (s * runs + run) * (kWidth + 1) * p.channels + d;
 #pragma unroll
   for (int w = 0; w < kWidth; ++w) store_values(sums + w * p.channels, dweight[w]);
@@ -170,12 +226,12 @@ template <typename T>
 void causal_conv1d_forward_fast(const CausalConv1dForward<T>& p, CudaStream stream) {
   const int64_t runs = (p.layout.length + kForwardSteps - 1) / kForwardSteps;
   const int64_t threads = p.channels / kForwardChannels<T> * runs * p.layout.sequences;
-  const auto blocks = static_cast<unsigned>((threads + 255) / 256);
+  const auto blocks = static_cast<unsigned>((threads + 127) / 128);
   with_width(p.width, [&]<int kWidth>() {
     if (p.activation == ConvActivation::kSilu)
-      fast_forward<T, kWidth, true><<<blocks, 256, 0, stream>>>(p);
+      fast_forward<T, kWidth, true><<<blocks, 128, 0, stream>>>(p);
     else
-      fast_forward<T, kWidth, false><<<blocks, 256, 0, stream>>>(p);
+      fast_forward<T, kWidth, false><<<blocks, 128, 0, stream>>>(p);
   });
   check_launch("causal_conv1d, fast forward");
 }

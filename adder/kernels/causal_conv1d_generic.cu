@@ -1,4 +1,5 @@
 #include "adder/kernels/causal_conv1d_cuda.h"
+#include "adder/kernels/column_sums.cuh"
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_numbers.cuh"
 #include "adder/kernels/sequence_rows.cuh"
@@ -161,21 +162,19 @@ __global__ void weight_sums(const CausalConv1dBackward<T> p, ConvSlabs slabs) {
   }
 }
 
-template <typename T>
-__global__ void sum_slabs(const CausalConv1dBackward<T> p, int64_t slabs) {
-  using R = Accumulator<T>;
-  const R* const sums = static_cast<const R*>(p.workspace);
-  const int64_t size = (p.width + 1) * p.channels, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
-    double sum = 0;
-    for (int64_t slab = 0; slab < slabs; ++slab) sum += sums[slab * size + i];
-    const int64_t d = i % p.channels, k = i / p.channels;
-    if (k < p.width)
-      p.dweight[d * p.width + k] = static_cast<R>(sum);
-    else if (p.dbias != nullptr)
-      p.dbias[d] = static_cast<R>(sum);
+// A sum's place in dweight (D, K) or dbias.
+template <typename R>
+struct StoreWeightSum {
+  int64_t channels, width;
+  R *dweight, *dbias;
+  __device__ void operator()(int64_t i, double sum) const {
+    const int64_t d = i % channels, k = i / channels;
+    if (k < width)
+      dweight[d * width + k] = static_cast<R>(sum);
+    else if (dbias != nullptr)
+      dbias[d] = static_cast<R>(sum);
   }
-}
+};
 
 }  // namespace
 
@@ -189,9 +188,10 @@ void causal_conv1d_forward_generic(const CausalConv1dForward<T>& p, CudaStream s
 
 template <typename T>
 void causal_conv1d_sum_slabs(const CausalConv1dBackward<T>& p, int64_t slabs, CudaStream stream) {
-  const int64_t size = (p.width + 1) * p.channels;
-  if (size > 0) sum_slabs<<<grid_for(size, 64), 64, 0, stream>>>(p, slabs);
-  check_launch("causal_conv1d, sums of the backward pass");
+  using R = Accumulator<T>;
+  sum_columns(static_cast<const R*>(p.workspace), slabs, (p.width + 1) * p.channels,
+              StoreWeightSum<R>{p.channels, p.width, p.dweight, p.dbias}, "causal_conv1d, sums of the backward pass",
+              stream);
 }
 
 template <typename T>

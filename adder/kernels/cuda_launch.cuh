@@ -24,6 +24,14 @@ inline void check_launch(const char* kernel) {
   check(cudaGetLastError(), kernel);
 }
 
+// Bytes of shared memory that a block of the current device can have.
+inline int shared_memory_limit() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 // Blocks for `tasks` pieces of work that threads walk through with the grid as their stride: any number of pieces is
 // served by a grid that the hardware allows.
 inline unsigned grid_for(int64_t tasks, int64_t per_block) {

@@ -1,3 +1,4 @@
+#include "adder/kernels/column_sums.cuh"
 #include "adder/kernels/scan_tiles.cuh"
 #include "adder/kernels/scratch.h"
 
@@ -388,16 +389,6 @@ __global__ void sum_blocks(const float* parts, int64_t groups, int64_t group_blo
   }
 }
 
-// out[i] = sum over k of parts[k, i], in the order of k.
-__global__ void sum_parts(const float* parts, int64_t count, int64_t size, float* out) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
-    double sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += parts[k * size + i];
-    out[i] = static_cast<float>(sum);
-  }
-}
-
 struct Plan {
   int64_t group_blocks, blocks, rows;
   FastBackwardParts out;
@@ -474,8 +465,9 @@ void selective_scan_backward_fast(const SelectiveScanBackward<T>& p, CudaStream 
   if (plan.blocks * p.layout.sequences > 0)
     p.state == 8 ? launch<T, 8>(p, plan, stream) : launch<T, 16>(p, plan, stream);
   const auto reduce = [&](const float* parts, int64_t size, float* out) {
-    if (out == nullptr || size == 0) return;
-    sum_parts<<<grid_for(size, 128), 128, 0, stream>>>(parts, plan.parts.count * p.layout.sequences, size, out);
+    if (out != nullptr)
+      sum_columns(parts, plan.parts.count * p.layout.sequences, size, StoreSum<float>{out},
+                  "selective_scan, sums of the backward pass", stream);
   };
   reduce(plan.out.dA, p.channels * p.state, p.dA);
   reduce(plan.out.dD, p.channels, p.dD);

@@ -1,3 +1,4 @@
+#include "adder/kernels/column_sums.cuh"
 #include "adder/kernels/scratch.h"
 #include "adder/kernels/selective_scan_cuda.h"
 #include "adder/kernels/selective_scan_generic.cuh"
@@ -199,17 +200,6 @@ __global__ void __launch_bounds__(128) generic_backward(const SelectiveScanBackw
   }
 }
 
-// out[i] = sum over k of parts[k, i], in the order of k.
-template <typename R>
-__global__ void sum_parts(const double* parts, int64_t count, int64_t size, R* out) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
-    double sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += parts[k * size + i];
-    out[i] = static_cast<R>(sum);
-  }
-}
-
 // dB (B, L, G, N) from its parts (G, blocks, B L, N).
 template <typename T>
 __global__ void sum_blocks(const Accumulator<T>* parts, BackwardPlan plan, int64_t groups, int64_t length,
@@ -250,9 +240,9 @@ void selective_scan_backward_generic(const SelectiveScanBackward<T>& p, CudaStre
     check_launch("selective_scan, generic backward");
   }
   const auto reduce = [&](const double* parts, int64_t size, R* out) {
-    if (out == nullptr || size == 0) return;
-    sum_parts<<<grid_for(size, 256), 256, 0, stream>>>(parts, p.layout.sequences, size, out);
-    check_launch("selective_scan, sums of the backward pass");
+    if (out != nullptr)
+      sum_columns(parts, p.layout.sequences, size, StoreSum<R>{out}, "selective_scan, sums of the backward pass",
+                  stream);
   };
   const int64_t states = p.channels * plan.numbers;
   reduce(w.dA, states, p.dA);

@@ -34,22 +34,29 @@ struct alignas(sizeof(T) * kVector) Vector {
   T value[kVector];
 };
 
-template <typename T, int kVector>
+// kKept: the row is read once, into shared memory.
+template <typename T, int kVector, bool kKept>
 __global__ void softmax(const SoftmaxRows<T> p) {
   using R = Accumulator<T>;
+  extern __shared__ __align__(16) char kept_shared[];
+  T* const kept = reinterpret_cast<T*>(kept_shared);
   __shared__ Best<R> best_shared[512];
-  __shared__ double sum_shared[512];
+  double* const sum_shared = reinterpret_cast<double*>(best_shared);
   const R scale = p.scale_there != nullptr ? *p.scale_there : p.scale;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     T* const logits = p.logits + row * p.vocab;
     const auto each = [&](const auto& f) {
       for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
-        const auto v = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
+        const auto v = *reinterpret_cast<const Vector<T, kVector>*>((kKept ? kept : logits) + i);
 #pragma unroll
         for (int k = 0; k < kVector; ++k) f(widen(v.value[k]), i + k);
       }
     };
+    // Each thread reads again only what it has put there itself.
+    if constexpr (kKept)
+      for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step)
+        *reinterpret_cast<Vector<T, kVector>*>(kept + i) = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
     Best<R> best{-static_cast<R>(INFINITY), p.vocab};
     each([&](R x, int64_t i) { best.take(x, i); });
     best = reduce_block(best, best_shared, [](Best<R>& a, const Best<R>& b) { a.take(b.value, b.place); });
@@ -72,7 +79,7 @@ __global__ void softmax(const SoftmaxRows<T> p) {
     const R target_gradient =
         scale * static_cast<R>(exp(static_cast<double>(at_target) - static_cast<double>(best.value)) / sum - 1.0);
     for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
-      auto v = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
+      auto v = *reinterpret_cast<const Vector<T, kVector>*>((kKept ? kept : logits) + i);
 #pragma unroll
       for (int k = 0; k < kVector; ++k)
         v.value[k] = narrow<T>(ignored           ? R(0)
@@ -111,10 +118,19 @@ void softmax_rows(const SoftmaxRows<T>& p, CudaStream stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const bool vectors = p.vocab % kVector == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
   const int threads = p.vocab <= 256 ? 32 : p.vocab <= 4096 ? 128 : 512;
-  if (vectors)
-    softmax<T, kVector><<<grid_for(p.rows, 1), threads, 0, stream>>>(p);
-  else
-    softmax<T, 1><<<grid_for(p.rows, 1), threads, 0, stream>>>(p);
+  const unsigned blocks = grid_for(p.rows, 1);
+  const int64_t row_bytes = p.vocab * static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kMostShared = 102 * 1024;  // two blocks then share a processor
+  if (vectors && row_bytes > 4096 && row_bytes <= kMostShared && shared_memory_limit() >= kMostShared) {
+    const auto kernel = softmax<T, kVector, true>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostShared)),
+          "linear_cross_entropy, softmax");
+    kernel<<<blocks, threads, static_cast<size_t>(row_bytes), stream>>>(p);
+  } else if (vectors) {
+    softmax<T, kVector, false><<<blocks, threads, 0, stream>>>(p);
+  } else {
+    softmax<T, 1, false><<<blocks, threads, 0, stream>>>(p);
+  }
   check_launch("linear_cross_entropy, softmax");
 }
 

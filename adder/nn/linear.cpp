@@ -68,7 +68,43 @@ struct LinearHalves : torch::autograd::Function<LinearHalves> {
   }
 };
 
+// x and x W^T as one step of the graph: the gradient of x that comes from elsewhere is what the product's is added to,
+// as part of the product.
+struct LinearBeside : torch::autograd::Function<LinearBeside> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                                                const torch::Tensor& weight) {
+    context->save_for_backward({x, weight});
+    context->set_materialize_grads(false);
+    return {x.view_as(x), at::linear(x, weight)};
+  }
+
+  // By reference: a copy of the list would hold its tensors too.
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const torch::autograd::variable_list saved = context->get_saved_variables();
+    const torch::Tensor &x = saved[0], &weight = saved[1], &beside = grads[0];
+    if (!grads[1].defined()) return {beside, torch::Tensor()};
+    const torch::Tensor dy = grads[1].flatten(0, -2);
+    torch::Tensor dx, dweight;
+    if (context->needs_input_grad(1)) dweight = at::mm(dy.t(), x.flatten(0, -2));
+    if (!context->needs_input_grad(0)) return {dx, dweight};
+    if (!beside.defined()) return {at::mm(dy, weight).reshape(x.sizes()), dweight};
+    const bool ours = beside.use_count() == 1 && beside.storage().use_count() == 1 && beside.is_contiguous() &&
+                      !torch::GradMode::is_enabled();
+    torch::Tensor rows = beside.flatten(0, -2);
+    dx = ours ? rows.addmm_(dy, weight) : at::addmm(rows, dy, weight);
+    return {dx.reshape(x.sizes()), dweight};
+  }
+};
+
 }  // namespace
+
+std::pair<torch::Tensor, torch::Tensor> linear_beside(const torch::Tensor& x, const torch::Tensor& weight,
+                                                      const SequenceInfo& sequence) {
+  if (!torch::GradMode::is_enabled()) return {x, linear(x, weight, {}, sequence)};
+  const torch::autograd::variable_list both = LinearBeside::apply(x, weight.to(x.scalar_type()));
+  return {both[0], both[1]};
+}
 
 std::pair<torch::Tensor, torch::Tensor> linear_halves(const torch::Tensor& x, const torch::Tensor& weight,
                                                       const torch::Tensor& bias, const SequenceInfo& sequence) {

@@ -155,7 +155,7 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
   conv.mask = sequence.mask;
   conv.cu_seqlens = sequence.cu_seqlens;
   conv.reverse = sequence.reverse;
-  const auto [u, window] = ops::causal_conv1d(inner, conv_weight_.squeeze(1), optional(conv_bias_), conv);
+  auto [u, window] = ops::causal_conv1d(inner, conv_weight_.squeeze(1), optional(conv_bias_), conv);
 
   torch::Tensor delta, B = B_.defined() ? constant(B_) : B_, C = C_.defined() ? constant(C_) : C_;
   if (x_weight_.defined()) {
@@ -163,7 +163,9 @@ std::pair<torch::Tensor, MambaState> MambaImpl::forward(const torch::Tensor& x, 
     if (rank_ > 0) sizes.push_back(rank_);
     if (options_.selective_B) sizes.push_back(values_);
     if (options_.selective_C) sizes.push_back(values_);
-    std::vector<torch::Tensor> parts = nn::linear(u, x_weight_, {}, sequence).split_with_sizes(sizes, 2);
+    torch::Tensor projected;
+    std::tie(u, projected) = nn::linear_beside(u, x_weight_, sequence);
+    std::vector<torch::Tensor> parts = projected.split_with_sizes(sizes, 2);
     if (options_.inner_norm == "rms")
       for (torch::Tensor& part : parts) part = without_mean_square(part, options_.inner_norm_eps);
     size_t next = 0;

@@ -69,7 +69,7 @@ void AdamW::step(double lr, double norm) {
   if (options_.clip > 0 && norm > options_.clip) {
     // A float32 that is not infinite, however large the norm.
     const double factor = std::min<double>(norm / options_.clip, std::numeric_limits<float>::max());
-    scale = torch::full({}, factor, torch::kFloat);
+    scale = torch::full({}, factor, groups_[0].parameters.empty() ? torch::kFloat : groups_[0].steps[0].options());
   }
   for (const Group& group : groups_) {
     Update u(group);
