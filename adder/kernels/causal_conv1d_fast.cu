@@ -66,10 +66,19 @@ __global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T>
   T* to = p.y.data + rows.b * p.y.b + rows.time(j0) * p.y.l + d;
   const int count = static_cast<int>(min(rows.length - j0, static_cast<int64_t>(kForwardSteps)));
   int j = 0;
-  for (; j + kAhead <= count; j += kAhead) {
-    Packed<T, kChannels> bits[kAhead];
+  // The loads of the next steps are on their way while these are worked on.
+  Packed<T, kChannels> bits[kAhead], next[kAhead];
+  if (kAhead <= count)
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) bits[k].load(from + k * x_step);
+    for (int k = 0; k < kAhead; ++k) next[k].load(from + k * x_step);
+  for (; j + kAhead <= count; j += kAhead) {
+    from += kAhead * x_step;
+    const bool more = j + 2 * kAhead <= count;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      bits[k] = next[k];
+      next[k].load(more ? from + k * x_step : from - x_step);
+    }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       bits[k].floats(x[kPast + k]);
@@ -78,13 +87,11 @@ __global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T>
       store_values(to + k * y_step, y);
     }
     shift(kAhead);
-    from += kAhead * x_step;
     to += kAhead * y_step;
   }
   for (; j < count; ++j) {
-    Packed<T, kChannels> bits;
-    bits.load(from);
-    bits.floats(x[kPast]);
+    bits[0].load(from);
+    bits[0].floats(x[kPast]);
     float y[kChannels];
     output(0, y);
     store_values(to, y);
@@ -185,15 +192,28 @@ __global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<
   for (int k = 0; k < kPast && j < beyond; ++k) careful();
   // Steps that are the slab's, as are those whose gradients they complete.
   const int64_t x_step = rows.step * p.x.l, dy_step = rows.step * p.dy.l, dx_step = rows.step * p.dx.l;
-  for (; j + kAhead <= last && j + kAhead <= rows.length - kPast; j += kAhead) {
-    const T* const x_at = p.x.data + rows.b * p.x.b + rows.time(j) * p.x.l + d;
-    const T* const dy_at = p.dy.data + rows.b * p.dy.b + rows.time(j) * p.dy.l + d;
-    T* const dx_at = p.dx.data + rows.b * p.dx.b + rows.time(j - kPast) * p.dx.l + d;
-    Packed<T, kChannels> x_bits[kAhead], dy_bits[kAhead];
+  const T* x_at = p.x.data + rows.b * p.x.b + rows.time(j) * p.x.l + d;
+  const T* dy_at = p.dy.data + rows.b * p.dy.b + rows.time(j) * p.dy.l + d;
+  T* dx_at = p.dx.data + rows.b * p.dx.b + rows.time(j - kPast) * p.dx.l + d;
+  const int64_t whole = min(last, rows.length - kPast);
+  // The loads of the next steps are on their way while these are worked on.
+  Packed<T, kChannels> x_bits[kAhead], dy_bits[kAhead], x_next[kAhead], dy_next[kAhead];
+  if (j + kAhead <= whole)
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      x_bits[k].load(x_at + k * x_step);
-      dy_bits[k].load(dy_at + k * dy_step);
+      x_next[k].load(x_at + k * x_step);
+      dy_next[k].load(dy_at + k * dy_step);
+    }
+  for (; j + kAhead <= whole; j += kAhead) {
+    x_at += kAhead * x_step;
+    dy_at += kAhead * dy_step;
+    const bool more = j + 2 * kAhead <= whole;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      x_bits[k] = x_next[k];
+      dy_bits[k] = dy_next[k];
+      x_next[k].load(more ? x_at + k * x_step : x_at - x_step);
+      dy_next[k].load(more ? dy_at + k * dy_step : dy_at - dy_step);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
@@ -205,6 +225,7 @@ __global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<
       store_values(dx_at + k * dx_step, dx);
     }
     shift(kAhead);
+    dx_at += kAhead * dx_step;
   }
   while (j < beyond) careful();
   float* const sums = static_cast<float*>(p.workspace) + (s * runs + run) * (kWidth + 1) * p.channels + d;
