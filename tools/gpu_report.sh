@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Runs all tests and the benchmarks on a machine with an NVIDIA GPU and leaves a dated report in bench/results/.
+#   tools/gpu_report.sh [build folder]      (default build/release; build it first, with nvcc there)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=${1:-build/release}
+name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1) || { echo "gpu_report: nvidia-smi finds no GPU" >&2; exit 1; }
+report=bench/results/$(date +%Y-%m-%d)-$(echo "$name" | tr ' /' '--').md
+mkdir -p bench/results
+failed=0
+{
+  echo "# $name, $(date +%Y-%m-%d), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  echo
+  echo '```'
+  "$build"/adder doctor 2>&1 | grep -v '^processor'
+  echo '```'
+  echo
+  echo "## Tests on the GPU"
+  echo
+  for test in "$build"/tests/test_{kernels,ops,nn,models,tasks,infer,train}_*; do
+    [ -x "$test" ] || continue
+    log=$(mktemp)
+    if ADDER_REQUIRE_CUDA=1 ADDER_TEST_DEVICE=cuda "$test" >"$log" 2>&1; then
+      echo "- $(basename "$test"): $(grep -E '^\[  PASSED' "$log" | tail -1 | sed 's/\[  PASSED  \] //')"
+    else
+      failed=1
+      echo "- $(basename "$test"): FAILED"
+      grep -E 'Failure' -A 4 "$log" | head -20 | sed 's/^/    /'
+    fi
+    rm -f "$log"
+  done
+  echo
+  echo "## Benchmarks"
+  echo
+  while read -r arguments; do
+    echo "- \`adder bench $arguments --device cuda\`"
+    echo '  ```'
+    "$build"/adder bench $arguments --device cuda --json 2>&1 | sed 's/^/  /'
+    echo '  ```'
+  done <<'CASES'
+scan --batch 8 --length 2048 --channels 2048 --dtype bfloat16
+scan --batch 8 --length 2048 --channels 5120 --dtype bfloat16
+scan --batch 1 --length 65536 --channels 2048 --dtype bfloat16
+scan --batch 1 --length 524288 --channels 2048 --dtype bfloat16
+scan --batch 64 --length 256 --channels 2048 --dtype bfloat16
+scan --batch 8 --length 2048 --channels 2048 --dtype float32
+conv --batch 8 --length 2048 --channels 2048 --dtype bfloat16
+train --batch 32 --length 2048 --dtype bfloat16
+train --d-model 1024 --n-layer 48 --batch 16 --length 2048 --dtype bfloat16
+train --d-model 2048 --n-layer 48 --batch 8 --length 2048 --dtype bfloat16
+decode --prompt 2048 --tokens 128 --dtype bfloat16
+decode --d-model 2048 --n-layer 48 --prompt 2048 --tokens 128 --dtype bfloat16
+CASES
+} >"$report.new"
+mv "$report.new" "$report"
+echo "$report"
+exit $failed
