@@ -125,15 +125,18 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
   }
 }
 
-// A block takes every gridDim.x-th row: the sums over rows that it keeps are its part of dweight and dbias.
-template <typename T, typename Out, int kVector>
+// A team of a warp, or of the whole block where rows are wide, takes rows in turn: the sums over rows that it keeps are
+// its part of dweight and dbias.
+template <typename T, typename Out, int kVector, int kTeam>
 __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Out> p) {
   using R = Accumulator<T>;
-  constexpr int kPieces = kKept / 2 / kVector;
+  constexpr int kPieces = (kTeam == 32 ? kKept : kKept / 2) / kVector, kTeams = kThreads / kTeam;
   __shared__ R shared[2 * kThreads / 32];
-  R* const parts = static_cast<R*>(p.workspace) + static_cast<int64_t>(blockIdx.x) * p.width;
-  R* const bias_parts = p.dbias != nullptr ? parts + static_cast<int64_t>(gridDim.x) * p.width : nullptr;
-  const int64_t step = kThreads * kVector, first = threadIdx.x * kVector;
+  const int64_t team = static_cast<int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam;
+  const int64_t teams = static_cast<int64_t>(gridDim.x) * kTeams;
+  R* const parts = static_cast<R*>(p.workspace) + team * p.width;
+  R* const bias_parts = p.dbias != nullptr ? parts + teams * p.width : nullptr;
+  const int64_t step = kTeam * kVector, first = threadIdx.x % kTeam * kVector;
   R dweight[kPieces][kVector] = {}, dbias[kPieces][kVector] = {};
   const auto add_wide = [&](R* to, const R(&x)[kVector], bool start) {
     R sum[kVector] = {};
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
     for (int k = 0; k < kVector; ++k) sum[k] += x[k];
     write<R, kVector>(to, sum);
   };
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+  for (int64_t row = team; row < p.rows; row += teams) {
     const R rstd = p.rstd[row], mean = p.kind == NormKind::kLayer ? p.mean[row] : R(0);
     const int64_t at = row * p.width;
     R sums[2] = {0, 0};  // of dy w xhat and of dy w
@@ -174,7 +177,12 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
       R x[kVector], g[kVector];
       sum(i, x, g);
     }
-    sum_block(sums, shared);
+    if constexpr (kTeam == 32) {
+      sums[0] = sum_lanes(sums[0], 32);
+      sums[1] = sum_lanes(sums[1], 32);
+    } else {
+      sum_block(sums, shared);
+    }
     const R slope = sums[0] / static_cast<R>(p.width);
     const R shift = p.kind == NormKind::kLayer ? sums[1] / static_cast<R>(p.width) : R(0);
     const auto finish = [&](int64_t i, const R(&x)[kVector], const R(&g)[kVector], R(&dw)[kVector], R(&db)[kVector]) {
@@ -208,8 +216,8 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
       R x[kVector], g[kVector], dw[kVector], db[kVector];
       load(i, x, g);
       finish(i, x, g, dw, db);
-      add_wide(parts + i, dw, row == blockIdx.x);
-      if (bias_parts != nullptr) add_wide(bias_parts + i, db, row == blockIdx.x);
+      add_wide(parts + i, dw, row == team);
+      if (bias_parts != nullptr) add_wide(bias_parts + i, db, row == team);
     }
   }
 #pragma unroll
@@ -220,9 +228,14 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
   }
 }
 
-// Blocks of the backward pass, by the shape alone.
-unsigned row_blocks(int64_t rows) {
-  return static_cast<unsigned>(std::clamp<int64_t>(rows, 1, 1024));
+// Teams of the backward pass, by the shape alone. A warp keeps a whole row of up to 32 values a lane.
+bool warps_are_teams(int64_t width) {
+  return width % 4 == 0 && width <= 32 * kKept;
+}
+int64_t row_teams(int64_t rows, int64_t width) {
+  constexpr int64_t kWarpsOfBlock = kThreads / 32;
+  if (!warps_are_teams(width)) return std::clamp<int64_t>(rows, 1, 1024);
+  return std::clamp<int64_t>((rows + kWarpsOfBlock - 1) / kWarpsOfBlock, 1, 528) * kWarpsOfBlock;
 }
 
 template <typename... Pointers>
@@ -245,7 +258,8 @@ void add_norm_forward(const AddNormForward<T, Out>& p, CudaStream stream) {
 
 template <typename T, typename Out>
 int64_t add_norm_backward_workspace_bytes(const AddNormBackward<T, Out>& p) {
-  return row_blocks(p.rows) * p.width * (p.dbias != nullptr ? 2 : 1) * static_cast<int64_t>(sizeof(Accumulator<T>));
+  return row_teams(p.rows, p.width) * p.width * (p.dbias != nullptr ? 2 : 1) *
+         static_cast<int64_t>(sizeof(Accumulator<T>));
 }
 
 template <typename T, typename Out>
@@ -257,16 +271,20 @@ void add_norm_backward(const AddNormBackward<T, Out>& p, CudaStream stream) {
     if (p.dbias != nullptr) check(cudaMemsetAsync(p.dbias, 0, bytes, stream), "add_norm, backward");
     return;
   }
-  const unsigned blocks = row_blocks(p.rows);
+  const int64_t teams = row_teams(p.rows, p.width);
+  const auto blocks = static_cast<unsigned>(warps_are_teams(p.width) ? teams / (kThreads / 32) : teams);
   const R* parts = static_cast<const R*>(p.workspace);
-  if (vectors_fit(p.width, p.dy, p.dresidual_out, p.residual_out, p.weight, p.dx, p.dresidual, parts))
-    backward<T, Out, 4><<<blocks, kThreads, 0, stream>>>(p);
+  const bool vectors = vectors_fit(p.width, p.dy, p.dresidual_out, p.residual_out, p.weight, p.dx, p.dresidual, parts);
+  if (warps_are_teams(p.width))
+    vectors ? backward<T, Out, 4, 32><<<blocks, kThreads, 0, stream>>>(p)
+            : backward<T, Out, 1, 32><<<blocks, kThreads, 0, stream>>>(p);
   else
-    backward<T, Out, 1><<<blocks, kThreads, 0, stream>>>(p);
+    vectors ? backward<T, Out, 4, kThreads><<<blocks, kThreads, 0, stream>>>(p)
+            : backward<T, Out, 1, kThreads><<<blocks, kThreads, 0, stream>>>(p);
   check_launch("add_norm, backward");
-  sum_columns(parts, blocks, p.width, StoreSum<R>{p.dweight}, "add_norm, sums of the backward pass", stream);
+  sum_columns(parts, teams, p.width, StoreSum<R>{p.dweight}, "add_norm, sums of the backward pass", stream);
   if (p.dbias != nullptr)
-    sum_columns(parts + blocks * p.width, blocks, p.width, StoreSum<R>{p.dbias}, "add_norm, sums of the backward pass",
+    sum_columns(parts + teams * p.width, teams, p.width, StoreSum<R>{p.dbias}, "add_norm, sums of the backward pass",
                 stream);
 }
 

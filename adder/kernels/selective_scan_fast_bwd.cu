@@ -383,6 +383,7 @@ __global__ void sum_blocks(const float* parts, int64_t groups, int64_t group_blo
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
     const int64_t row = i / (2 * N) % rows, g = i / (2 * N) / rows, which = i / N % 2, n = i % N;
     float sum = 0;
+#pragma unroll 8
     for (int64_t k = 0; k < group_blocks; ++k) sum += parts[(g * group_blocks + k) * rows * 2 * N + i % (rows * 2 * N)];
     const View4<T>& out = which == 0 ? dB : dC;
     out.data[row / length * out.b + row % length * out.l + g * out.g + n * out.n] = narrow<T>(sum);

@@ -1,21 +1,25 @@
 #include "adder/kernels/cuda_launch.cuh"
-#include "adder/kernels/cuda_numbers.cuh"
+#include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/softmax_rows_cuda.h"
 
 namespace adder::kernels::cuda {
 namespace {
 
-// The largest value and its place; a NaN is larger than all, and of equals the first is.
-template <typename R>
-struct Best {
-  R value;
-  int64_t place;
-  __device__ __forceinline__ void take(R x, int64_t i) {
-    const bool nan = isnan(x), had = isnan(value);
-    if ((nan && (!had || i < place)) || (!nan && !had && (x > value || (x == value && i < place))))
-      value = x, place = i;
-  }
-};
+// The larger; a NaN is larger than all.
+__device__ __forceinline__ float larger(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+__device__ __forceinline__ double larger(double a, double b) {
+  return isnan(a) ? a : isnan(b) || b > a ? b : a;
+}
+__device__ __forceinline__ float exponential_of(float x) {
+  return exp2_fast(kLog2E * x);
+}
+__device__ __forceinline__ double exponential_of(double x) {
+  return exp(x);
+}
 
 template <typename Value, typename Combine>
 __device__ Value reduce_block(Value x, Value* shared, const Combine& combine) {
@@ -40,8 +44,7 @@ __global__ void softmax(const SoftmaxRows<T> p) {
   using R = Accumulator<T>;
   extern __shared__ __align__(16) char kept_shared[];
   T* const kept = reinterpret_cast<T*>(kept_shared);
-  __shared__ Best<R> best_shared[512];
-  double* const sum_shared = reinterpret_cast<double*>(best_shared);
+  __shared__ double shared[512];
   const R scale = p.scale_there != nullptr ? *p.scale_there : p.scale;
   const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
@@ -49,42 +52,60 @@ __global__ void softmax(const SoftmaxRows<T> p) {
     const auto each = [&](const auto& f) {
       for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
         const auto v = *reinterpret_cast<const Vector<T, kVector>*>((kKept ? kept : logits) + i);
+        R x[kVector];
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) f(widen(v.value[k]), i + k);
+        for (int k = 0; k < kVector; ++k) x[k] = widen(v.value[k]);
+        f(x, i);
       }
     };
     // Each thread reads again only what it has put there itself.
     if constexpr (kKept)
       for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step)
         *reinterpret_cast<Vector<T, kVector>*>(kept + i) = *reinterpret_cast<const Vector<T, kVector>*>(logits + i);
-    Best<R> best{-static_cast<R>(INFINITY), p.vocab};
-    each([&](R x, int64_t i) { best.take(x, i); });
-    best = reduce_block(best, best_shared, [](Best<R>& a, const Best<R>& b) { a.take(b.value, b.place); });
+    R largest = -static_cast<R>(INFINITY);
+    each([&](const R(&x)[kVector], int64_t) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) largest = larger(largest, x[k]);
+    });
+    largest = static_cast<R>(reduce_block<double>(largest, shared, [](double& a, double b) { a = larger(a, b); }));
+    const bool nan = isnan(largest);
     const int64_t target = p.targets[row];
     const bool ignored = target == p.ignore_index, valid = target >= 0 && target < p.vocab;
-    double sum = 0;
+    int64_t place = p.vocab;  // the first of the largest
     R part = 0;
-    each([&](R x, int64_t) { part += exp(x - best.value); });
-    sum = reduce_block<double>(part, sum_shared, [](double& a, double b) { a += b; });
+    each([&](const R(&x)[kVector], int64_t i) {
+      bool here = false;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        part += exponential_of(x[k] - largest);
+        here = here || (nan ? isnan(x[k]) : x[k] == largest);
+      }
+      if (!here || place < p.vocab) return;
+#pragma unroll
+      for (int k = kVector - 1; k >= 0; --k)
+        if (nan ? isnan(x[k]) : x[k] == largest) place = i + k;
+    });
+    const double sum = reduce_block<double>(part, shared, [](double& a, double b) { a += b; });
+    place =
+        reduce_block<int64_t>(place, reinterpret_cast<int64_t*>(shared), [](int64_t& a, int64_t b) { a = min(a, b); });
     const R at_target = valid ? widen(logits[target]) : static_cast<R>(NAN);
     __syncthreads();  // the target's logit has been read
     if (threadIdx.x == 0) {
-      p.predictions[row] = min(best.place, p.vocab - 1);
+      p.predictions[row] = min(place, p.vocab - 1);
       p.losses[row] =
-          ignored ? R(0)
-                  : static_cast<R>(log(sum) + (static_cast<double>(best.value) - static_cast<double>(at_target)));
+          ignored ? R(0) : static_cast<R>(log(sum) + (static_cast<double>(largest) - static_cast<double>(at_target)));
     }
     if (!p.write_gradient) continue;
     const R factor = ignored ? R(0) : valid ? static_cast<R>(scale / sum) : static_cast<R>(NAN);
     const R target_gradient =
-        scale * static_cast<R>(exp(static_cast<double>(at_target) - static_cast<double>(best.value)) / sum - 1.0);
+        scale * static_cast<R>(exp(static_cast<double>(at_target) - static_cast<double>(largest)) / sum - 1.0);
     for (int64_t i = threadIdx.x * kVector; i < p.vocab; i += step) {
       auto v = *reinterpret_cast<const Vector<T, kVector>*>((kKept ? kept : logits) + i);
 #pragma unroll
       for (int k = 0; k < kVector; ++k)
         v.value[k] = narrow<T>(ignored           ? R(0)
                                : i + k == target ? target_gradient
-                                                 : exp(widen(v.value[k]) - best.value) * factor);
+                                                 : exponential_of(widen(v.value[k]) - largest) * factor);
       *reinterpret_cast<Vector<T, kVector>*>(logits + i) = v;
     }
   }
