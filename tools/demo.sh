@@ -5,14 +5,18 @@ cd "$(dirname "$0")/.."
 adder=build/release/adder
 rm -rf runs/demo
 mkdir -p runs/demo
+# The first NVIDIA GPU where there is one and the build has CUDA.
+device=cpu
+$adder doctor | grep -q 'cuda:0' && device=cuda
+echo "on: $device"
 
 echo "== 1. Selective copying: 8 tokens among 128 of noise, to be given back in order"
 echo "-- with selection (delta, B, C depend on the input)"
-$adder train configs/demo_selective.toml
+$adder train configs/demo_selective.toml --set train.device=$device
 echo "-- the same model without it (delta, B, C constant)"
-$adder train configs/demo_constant.toml
+$adder train configs/demo_constant.toml --set train.device=$device
 for run in selective constant; do
-  $adder eval "runs/demo/$run" --json --batch 100 > "runs/demo/$run.json"
+  $adder eval "runs/demo/$run" --json --batch 100 --device $device > "runs/demo/$run.json"
 done
 .venv/bin/python - <<'END'
 import json, sys
@@ -31,6 +35,6 @@ echo "drawn: runs/demo/selective_copying.png"
 echo "== 2. A language model of bytes, trained on this project's own documents and sources"
 git ls-files 'README.md' 'docs/*.md' 'adder/**/*.h' 'adder/**/*.cpp' | head -200 > runs/demo/files.txt
 files=$(paste -sd, runs/demo/files.txt)
-$adder train configs/demo_text.toml --set "task.language_model.files=$files"
+$adder train configs/demo_text.toml --set train.device=$device --set "task.language_model.files=$files"
 echo "-- a continuation of '// The '"
-$adder generate runs/demo/text --prompt '// The ' --set max_tokens=300 --set temperature=0.7 --quiet
+$adder generate runs/demo/text --prompt '// The ' --set max_tokens=300 --set temperature=0.7 --quiet --device $device

@@ -33,17 +33,26 @@ void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream st
   selective_scan_forward_generic(params, stream);
 }
 
+namespace {
+
+template <typename T>
+bool backward_is_fast(const SelectiveScanInputs<T>& p) {
+  return choose_scan(p) == ScanAlgorithm::kFast && selective_scan_backward_fast_fits(p);
+}
+
+}  // namespace
+
 template <typename T>
 int64_t selective_scan_backward_workspace_bytes(const SelectiveScanInputs<T>& inputs) {
   if constexpr (!std::is_same_v<T, double>)
-    if (choose_scan(inputs) == ScanAlgorithm::kFast) return selective_scan_backward_fast_workspace_bytes(inputs);
+    if (backward_is_fast(inputs)) return selective_scan_backward_fast_workspace_bytes(inputs);
   return selective_scan_backward_generic_workspace_bytes(inputs);
 }
 
 template <typename T>
 void selective_scan_backward(const SelectiveScanBackward<T>& params, CudaStream stream) {
   if constexpr (!std::is_same_v<T, double>)
-    if (choose_scan<T>(params) == ScanAlgorithm::kFast) return selective_scan_backward_fast(params, stream);
+    if (backward_is_fast<T>(params)) return selective_scan_backward_fast(params, stream);
   selective_scan_backward_generic(params, stream);
 }
 

@@ -45,6 +45,9 @@ template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& params, CudaStream stream);
 template <typename T>
 void selective_scan_forward_generic(const SelectiveScanForward<T>& params, CudaStream stream);
+// Whether the current device has the shared memory for it (8.6 and 8.9 have too little for float32).
+template <typename T>
+bool selective_scan_backward_fast_fits(const SelectiveScanInputs<T>& inputs);
 template <typename T>
 void selective_scan_backward_fast(const SelectiveScanBackward<T>& params, CudaStream stream);
 template <typename T>

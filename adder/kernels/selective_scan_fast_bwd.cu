@@ -455,6 +455,12 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
 }  // namespace
 
 template <typename T>
+bool selective_scan_backward_fast_fits(const SelectiveScanInputs<T>& p) {
+  const size_t bytes = p.state == 8 ? sizeof(BackwardTiles<T, 8, kWarps>) : sizeof(BackwardTiles<T, 16, kWarps>);
+  return static_cast<int>(bytes) <= shared_memory_limit();
+}
+
+template <typename T>
 int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>& p) {
   return static_cast<int64_t>(Plan(p, nullptr).bytes);
 }
@@ -481,6 +487,7 @@ void selective_scan_backward_fast(const SelectiveScanBackward<T>& p, CudaStream 
 }
 
 #define ADDER_INSTANTIATE(T)                                                                    \
+  template bool selective_scan_backward_fast_fits(const SelectiveScanInputs<T>&);               \
   template int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>&); \
   template void selective_scan_backward_fast(const SelectiveScanBackward<T>&, CudaStream);
 ADDER_INSTANTIATE(float)

@@ -387,7 +387,19 @@ std::shared_ptr<const tasks::Task> checked_task(const RunConfig& config) {
 
 TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks,
                   std::shared_ptr<const tasks::Task> task) {
-  return Run(config, resume, hooks, std::move(task)).loop();
+  const at::Device device = device::parse(config.train.device);
+  try {
+    return Run(config, resume, hooks, std::move(task)).loop();
+  } catch (const c10::OutOfMemoryError& error) {
+    const std::string text = error.what_without_backtrace();
+    const device::Memory memory = device::memory(device);
+    fail(
+        "training ran out of memory on {}, which has {:.1f} GB in all and {:.1f} GB free: {}. A smaller train.batch "
+        "needs "
+        "less (now {}; train.accumulate makes up for it), as does train.precision = \"bfloat16\"",
+        config.train.device, static_cast<double>(memory.total) * 1e-9, static_cast<double>(memory.free) * 1e-9,
+        text.substr(0, text.find(" See documentation")), config.train.batch);
+  }
 }
 
 }  // namespace adder::train
