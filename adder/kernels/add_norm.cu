@@ -1,7 +1,7 @@
 #include "adder/kernels/add_norm_cuda.h"
 #include "adder/kernels/column_sums.cuh"
 #include "adder/kernels/cuda_launch.cuh"
-#include "adder/kernels/cuda_numbers.cuh"
+#include "adder/kernels/cuda_vectors.cuh"
 
 namespace adder::kernels::cuda {
 namespace {
@@ -9,10 +9,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kKept = 32;  // values of a row that a thread keeps in registers; wider rows are read again
 
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-  T value[kVector];
-};
 template <typename T, int kVector>
 __device__ __forceinline__ void read(const T* from, Accumulator<T> (&to)[kVector]) {
   const auto v = *reinterpret_cast<const Vector<T, kVector>*>(from);

@@ -33,6 +33,12 @@ __device__ __forceinline__ float softplus_fast(float x) {
   return fmaf(e, p, fmaxf(x, 0.0f));
 }
 
+// kCount neighbours that are read and written at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  T value[kCount];
+};
+
 // Two neighbours in memory as floats.
 template <typename T>
 __device__ __forceinline__ float2 pair(const T* p) {
@@ -91,9 +97,7 @@ __device__ __forceinline__ void store_floats(float* to, const float (&from)[kCou
 template <typename T, int kCount>
 struct Packed {
   static_assert(kCount * sizeof(T) <= 16);
-  struct alignas(kCount * sizeof(T)) Values {
-    T value[kCount];
-  };
+  using Values = Vector<T, kCount>;
   Values values;
   __device__ __forceinline__ void load(const T* p) { values = *reinterpret_cast<const Values*>(p); }
   __device__ __forceinline__ void floats(float (&to)[kCount]) const {

@@ -1,14 +1,9 @@
 #include "adder/kernels/cuda_launch.cuh"
-#include "adder/kernels/cuda_numbers.cuh"
+#include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/small_linear_cuda.h"
 
 namespace adder::kernels::cuda {
 namespace {
-
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Vector {
-  T value[kCount];
-};
 
 // A warp's lanes share one output: W's row is read once for up to 8 rows of x. The order of a row's sum does not depend
 // on the other rows.

@@ -33,11 +33,6 @@ __device__ Value reduce_block(Value x, Value* shared, const Combine& combine) {
   return shared[0];
 }
 
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-  T value[kVector];
-};
-
 // kKept: the row is read once, into shared memory.
 template <typename T, int kVector, bool kKept>
 __global__ void softmax(const SoftmaxRows<T> p) {

@@ -29,7 +29,8 @@ std::vector<Variant> variants() {
   row("base", [](auto&) {});
   row("odd_width", [](auto& o) { o.d_model = 37; });
   row("complex_zoh", [](auto& o) { o.mixer.complex = true, o.mixer.discretization = "zoh"; });
-  row("nothing_selective", [](auto& o) { o.mixer.selective_B = o.mixer.selective_C = false, o.mixer.dt_rank = "none"; });
+  row("nothing_selective",
+      [](auto& o) { o.mixer.selective_B = o.mixer.selective_C = false, o.mixer.dt_rank = "none"; });
   row("layer_norm_biases_untied", [](auto& o) {
     o.norm = "layer", o.tie_embeddings = false;
     o.mixer.bias = true;
@@ -83,7 +84,8 @@ TEST_P(Devices, GreedyTokensAreTheSame) {
   options.sampling.temperature = 0;
   options.sampling.max_tokens = 40;
   const std::vector<std::vector<int64_t>> prompts = {{1, 2, 3}, {5}, {7, 8, 9, 10, 11, 12, 13, 60}};
-  const infer::Generation expected = infer::generate(cpu, prompts, options), got = infer::generate(gpu, prompts, options);
+  const infer::Generation expected = infer::generate(cpu, prompts, options),
+                          got = infer::generate(gpu, prompts, options);
   for (size_t row = 0; row < prompts.size(); ++row) EXPECT_EQ(got.rows[row].tokens, expected.rows[row].tokens) << row;
 }
 
