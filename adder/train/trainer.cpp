@@ -202,6 +202,7 @@ class Run {
       state_.step = started.step - 1;
       state_.data = data_before_;
       started_.clear();
+      while (device_step_->pending() > 0) device_step_->take();
       tasks::TaskBatch batch = started.batches.back();
       batch.input = batch.input.to(device_);
       batch.target = batch.target.to(device_);
@@ -292,6 +293,10 @@ class Run {
   // The steps since the last checkpoint are not to be lost. What went wrong may go wrong again here; the first error is
   // the one to tell.
   void save_after_error() {
+    try {
+      collect(true);  // a step that was not finite has changed nothing, and neither have those after it
+    } catch (...) {
+    }
     if (state_.step == first_step_) return;
     try {
       finish_writing();
