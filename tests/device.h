@@ -32,6 +32,19 @@ inline bool cuda_is_there() {
 #endif
 }
 
+inline bool cuda_is_required() {
+  const char* required = std::getenv("ADDER_REQUIRE_CUDA");
+  return required != nullptr && std::string(required) == "1";
+}
+
+// Ends a test that needs a GPU where there is none: skipped, or failed where one is required.
+#define ADDER_NEEDS_CUDA()                                                                  \
+  do {                                                                                      \
+    if (cuda_is_there()) break;                                                             \
+    ASSERT_FALSE(cuda_is_required()) << "ADDER_REQUIRE_CUDA=1, but there is no NVIDIA GPU"; \
+    GTEST_SKIP() << "no NVIDIA GPU";                                                        \
+  } while (false)
+
 // Where the kernels of the test at hand run.
 inline Device& current_device() {
   static Device device = Device::kCpu;
@@ -42,8 +55,7 @@ template <typename Body>
 void for_each_device(const Body& body) {
   const char* only = std::getenv("ADDER_TEST_DEVICE");
   const std::string chosen = only != nullptr ? only : "";
-  const char* required = std::getenv("ADDER_REQUIRE_CUDA");
-  const bool missing = required != nullptr && std::string(required) == "1" && !cuda_is_there();
+  const bool missing = cuda_is_required() && !cuda_is_there();
   ASSERT_FALSE(missing) << "ADDER_REQUIRE_CUDA=1, but there is no NVIDIA GPU, or no CUDA in this build";
   for (const Device device : {Device::kCpu, Device::kCuda}) {
     const char* name = device == Device::kCpu ? "cpu" : "cuda";

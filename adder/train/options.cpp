@@ -49,6 +49,10 @@ void RunConfig::visit(core::FieldVisitor& v) {
   v.group("train", train, "how it is trained");
 }
 
+bool can_evaluate(const RunConfig& config) {
+  return config.task.name != "language_model" || config.task.language_model.validation_fraction > 0;
+}
+
 double learning_rate(const OptimizerOptions& o, int64_t step, int64_t steps) {
   if (step < o.warmup_steps) return o.lr * static_cast<double>(step + 1) / static_cast<double>(o.warmup_steps);
   if (o.schedule == "constant") return o.lr;

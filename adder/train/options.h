@@ -53,6 +53,9 @@ struct RunConfig {
   void visit(core::FieldVisitor& v);
 };
 
+// Whether the task has held-out data: a language model without held-out text has nothing to be evaluated on.
+bool can_evaluate(const RunConfig& config);
+
 // The learning rate of step `step` (from 0) of `steps`: linear warm-up to lr, then constant, linear or cosine down to
 // min_lr.
 double learning_rate(const OptimizerOptions& options, int64_t step, int64_t steps);

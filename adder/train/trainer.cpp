@@ -25,11 +25,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A language model without held-out text has nothing to be evaluated on.
-bool can_evaluate(const RunConfig& config) {
-  return config.task.name != "language_model" || config.task.language_model.validation_fraction > 0;
-}
-
 class Run {
  public:
   Run(const RunConfig& config, bool resume, const TrainHooks& hooks, std::shared_ptr<const tasks::Task> task)
@@ -379,16 +374,6 @@ class Run {
 };
 
 }  // namespace
-
-std::shared_ptr<const tasks::Task> checked_task(const RunConfig& config) {
-  std::shared_ptr<const tasks::Task> task = tasks::make_task(config.task);
-  ADDER_CHECK(task->vocab_size() <= config.model.vocab_size,
-              "model.vocab_size must be at least the task's {} tokens, got {}", task->vocab_size(),
-              config.model.vocab_size);
-  task->training(config.train.batch, static_cast<uint64_t>(config.train.seed));
-  if (can_evaluate(config)) task->evaluation(1, false);
-  return task;
-}
 
 TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks,
                   std::shared_ptr<const tasks::Task> task) {

@@ -41,12 +41,7 @@ std::vector<Variant> variants() {
 
 class Devices : public testing::TestWithParam<Variant> {
  protected:
-  void SetUp() override {
-    const char* required = std::getenv("ADDER_REQUIRE_CUDA");
-    if (cuda_is_there()) return;
-    ASSERT_TRUE(required == nullptr || std::string(required) != "1") << "ADDER_REQUIRE_CUDA=1, but there is no GPU";
-    GTEST_SKIP() << "no NVIDIA GPU";
-  }
+  void SetUp() override { ADDER_NEEDS_CUDA(); }
   // Two models with the same weights.
   static std::pair<models::MambaLM, models::MambaLM> pair_of(const models::MambaLMOptions& options) {
     torch::manual_seed(1);
