@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "adder/infer/decode_session.h"
+#include "adder/infer/generate.h"
 #include "adder/kernels/machine_rates.h"
 #include "adder/models/mamba_lm.h"
 #include "adder/train/adamw.h"
@@ -155,36 +155,30 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
   int64_t weight_bytes = 0;
   for (const Tensor& parameter : model->parameters()) weight_bytes += static_cast<int64_t>(parameter.nbytes());
 
-  const auto seconds = [device](auto&& body) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    device::synchronize(device);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  };
   std::vector<std::vector<int64_t>> prompts(o.batch, std::vector<int64_t>(o.prompt));
   for (int64_t b = 0; b < o.batch; ++b)
     for (int64_t i = 0; i < o.prompt; ++i) prompts[b][i] = (b * 7919 + i * 104729) % o.vocab;
-  std::vector<double> prompt_times, step_times;
-  for (int run = 0; run < 4; ++run) {  // the first one warms up
-    infer::DecodeSession session(model);
-    const double prompt = seconds([&] { session.prefill(prompts); });
-    std::vector<double> steps;
-    std::vector<int64_t> next(o.batch);
-    for (int64_t i = 0; i < o.tokens; ++i)
-      steps.push_back(seconds([&] {
-        const Tensor best = session.state().logits.argmax(1).cpu();  // greedy
-        for (int64_t b = 0; b < o.batch; ++b) next[b] = best[b].item<int64_t>();
-        session.step(next);
-      }));
+  std::vector<double> prompt_times, step_times, total_times;
+  infer::GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.sampling.max_tokens = o.tokens + 1;  // the first is the prompt's
+  for (int run = 0; run < 4; ++run) {          // the first one warms up
+    std::vector<std::chrono::steady_clock::time_point> marks;
+    const infer::Generation done = infer::generate(model, prompts, options, [&](int64_t row, int64_t) {
+      if (row == 0) marks.push_back(std::chrono::steady_clock::now());
+      return infer::Proceed::kContinue;
+    });
     if (run == 0) continue;
-    prompt_times.push_back(prompt);
-    step_times.insert(step_times.end(), steps.begin(), steps.end());
+    prompt_times.push_back(done.prompt_seconds);
+    total_times.push_back(done.prompt_seconds + done.decode_seconds);
+    for (size_t i = 1; i < marks.size(); ++i)
+      step_times.push_back(std::chrono::duration<double>(marks[i] - marks[i - 1]).count());
   }
   const auto median = [](std::vector<double>& times) {
     std::nth_element(times.begin(), times.begin() + static_cast<int64_t>(times.size() / 2), times.end());
     return times[times.size() / 2];
   };
-  const double prompt = median(prompt_times), step = median(step_times);
+  const double prompt = median(prompt_times), step = median(step_times), total = median(total_times);
   const auto rows = static_cast<double>(o.batch);
   nlohmann::ordered_json line = {
       {"d_model", o.d_model},
@@ -195,7 +189,7 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
       {"tokens", o.tokens},
       {"prompt_tokens_per_s", rows * static_cast<double>(o.prompt) / prompt},
       {"decode_tokens_per_s", rows / step},
-      {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / (prompt + step * static_cast<double>(o.tokens))},
+      {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / total},
       {"error", error},
       {"weight_bytes", weight_bytes}};
   if (!device.is_cpu()) return line;

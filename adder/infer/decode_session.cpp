@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "adder/core/error.h"
+#include "adder/infer/device_step.h"
 
 namespace adder::infer {
 namespace {
@@ -125,6 +126,7 @@ DecodeSession::DecodeSession(models::MambaLM model, int64_t piece_tokens)
 }
 
 const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_t>>& prompts) {
+  fetch_state();
   const auto count = static_cast<int64_t>(prompts.size());
   const bool fresh = rows() == 0;
   ADDER_CHECK(fresh || count == rows(), "prefill: a session of {} rows needs as many prompts, got {}", rows(), count);
@@ -176,13 +178,35 @@ const torch::Tensor& DecodeSession::step(const std::vector<int64_t>& tokens) {
   for (size_t row = 0; row < tokens.size(); ++row) check_token(tokens[row], row, 0, vocab_size());
   const c10::InferenceMode inference;
   const EvaluationMode evaluation(model_);
-  const torch::Tensor ids = torch::tensor(tokens, torch::kLong).unsqueeze(1).to(device_);
-  auto [hidden, after] = model_->hidden(ids, fresh ? LMState() : state_.lm, {.independent = true});
+  const torch::Tensor ids = torch::tensor(tokens, torch::kLong).to(device_);
+  if (device_.is_cuda()) {
+    if (device_step_ == nullptr || device_step_->rows() != count)
+      device_step_ = std::make_shared<DeviceStep>(model_, state_, count);
+    else if (!ahead_)
+      device_step_->set(state_);
+    device_step_->tokens().copy_(ids);
+    device_step_->run();
+    state_ = {{}, device_step_->logits()};
+    ahead_ = true;
+    return state_.logits;
+  }
+  auto [hidden, after] = model_->hidden(ids.unsqueeze(1), fresh ? LMState() : state_.lm, {.independent = true});
   state_ = {std::move(after), model_->logits(hidden.select(1, 0), true).to(torch::kFloat).contiguous()};
   return state_.logits;
 }
 
+DecodeState DecodeSession::state() const {
+  const c10::InferenceMode inference;
+  return ahead_ ? device_step_->copy() : state_;
+}
+
+void DecodeSession::fetch_state() {
+  state_ = state();
+  ahead_ = false;
+}
+
 void DecodeSession::select(const std::vector<int64_t>& rows) {
+  fetch_state();
   state_ = state_.select(rows);
 }
 
@@ -201,6 +225,7 @@ void DecodeSession::set_state(DecodeState state) {
                     "set_state: layer {} must have a state for each of the {} rows of the logits", i, rows);
   }
   state_ = std::move(state);
+  ahead_ = false;
 }
 
 }  // namespace adder::infer

@@ -1,13 +1,12 @@
 #include "adder/infer/generate.h"
 
-#include <ATen/Parallel.h>
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <chrono>
 #include <numeric>
 
 #include "adder/core/error.h"
+#include "adder/device/device.h"
+#include "adder/infer/chooser.h"
 
 namespace adder::infer {
 namespace {
@@ -25,9 +24,6 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-// Below this many logits a thread, starting it costs more than it saves.
-constexpr int64_t kLogitsPerThread = 16384;
 
 // The prompts as they go in, all arguments checked.
 std::vector<Tokens> prepared(const DecodeSession& session, const std::vector<Tokens>& prompts,
@@ -51,29 +47,6 @@ std::vector<Tokens> prepared(const DecodeSession& session, const std::vector<Tok
   return fed;
 }
 
-// A token for each row of the batch; `rows` says which rows of the call they are.
-Tokens choose(const torch::Tensor& logits, const std::vector<size_t>& rows, const GenerateOptions& options,
-              int64_t step, const std::vector<Tokens>& histories) {
-  const torch::Tensor host = logits.to(torch::kCPU).contiguous();
-  const int64_t vocab = host.size(1);
-  const float* values = host.const_data_ptr<float>();
-  Tokens chosen(rows.size());
-  const auto choose_range = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const size_t row = rows[static_cast<size_t>(i)];
-      const int64_t number = options.row_numbers.empty() ? static_cast<int64_t>(row) : options.row_numbers[row];
-      try {
-        chosen[static_cast<size_t>(i)] = sample_token({values + i * vocab, static_cast<size_t>(vocab)},
-                                                      options.sampling, number, step, histories[row]);
-      } catch (const Error& error) {
-        fail("generate: row {} after {} tokens: {}", row, step, error.what());
-      }
-    }
-  };
-  at::parallel_for(0, static_cast<int64_t>(rows.size()), std::max<int64_t>(1, kLogitsPerThread / vocab), choose_range);
-  return chosen;
-}
-
 }  // namespace
 
 void GenerateOptions::visit(core::FieldVisitor& v) {
@@ -93,21 +66,17 @@ Generation generate(DecodeSession& session, const std::vector<Tokens>& prompts, 
   for (const Tokens& prompt : histories) result.prompt_tokens += static_cast<int64_t>(prompt.size());
 
   Stopwatch watch;
-  torch::Tensor logits = session.prefill(histories).to(torch::kCPU);
+  session.prefill(histories);
+  device::synchronize(session.model()->device());
   result.prompt_seconds = watch.lap();
 
   std::vector<size_t> active(prompts.size());
   std::iota(active.begin(), active.end(), size_t{0});
-  Tokens next;
+  const std::unique_ptr<Chooser> chooser = make_chooser(session, std::move(histories), options);
   for (int64_t step = 0; step < options.sampling.max_tokens && !active.empty(); ++step) {
-    if (step > 0) {
-      logits = session.step(next);
-      result.decode_tokens += static_cast<int64_t>(next.size());
-    }
-    const Tokens chosen = choose(logits, active, options, step, histories);
-    next.clear();
-    Tokens places;  // in the batch, of the rows that go on
-    std::vector<size_t> going_on;
+    if (step > 0) result.decode_tokens += static_cast<int64_t>(active.size());
+    const Tokens chosen = chooser->choose(step);
+    std::vector<size_t> places, going_on;  // in the batch and in the call, of the rows that go on
     bool stop_all = false;
     for (size_t i = 0; i < active.size(); ++i) {
       const size_t row = active[i];
@@ -117,7 +86,6 @@ Generation generate(DecodeSession& session, const std::vector<Tokens>& prompts, 
         out.finish = FinishReason::kStopToken;
       } else {
         out.tokens.push_back(chosen[i]);
-        histories[row].push_back(chosen[i]);
         proceed = callback ? callback(static_cast<int64_t>(row), chosen[i]) : Proceed::kContinue;
         if (proceed != Proceed::kContinue) out.finish = FinishReason::kCallback;
       }
@@ -127,15 +95,14 @@ Generation generate(DecodeSession& session, const std::vector<Tokens>& prompts, 
         break;
       }
       if (proceed == Proceed::kStopRow) continue;
-      places.push_back(static_cast<int64_t>(i));
+      places.push_back(i);
       going_on.push_back(row);
-      next.push_back(chosen[i]);
     }
     if (stop_all) {
       for (const size_t row : going_on) result.rows[row].finish = FinishReason::kCallback;
       break;
     }
-    if (places.size() < active.size()) session.select(places);
+    chooser->keep(places);
     active = std::move(going_on);
   }
   session.set_state({});
