@@ -47,9 +47,10 @@ std::function<void()> fused(const models::MambaLM& model, const torch::Tensor& t
                             const models::LMState& state) {
   const models::MambaLMOptions& o = model->options();
   kernels::DecodeStep<W> step{};
-  step.rows = tokens.size(0), step.layers = o.n_layer, step.d_model = o.d_model;
-  step.d_inner = o.mixer.expand * o.d_model, step.rank = o.mixer.rank(o.d_model), step.states = o.mixer.d_state;
-  step.width = o.mixer.d_conv, step.vocab = o.vocab_size;
+  const auto size = [](int64_t value) { return static_cast<int>(std::min<int64_t>(value, int64_t{1} << 30)); };
+  step.rows = size(tokens.size(0)), step.layers = size(o.n_layer), step.d_model = size(o.d_model);
+  step.d_inner = size(o.mixer.expand * o.d_model), step.rank = size(o.mixer.rank(o.d_model));
+  step.states = size(o.mixer.d_state), step.width = size(o.mixer.d_conv), step.vocab = size(o.vocab_size);
   const c10::cuda::CUDAGuard guard(tokens.device());
   if (!kernels::cuda::decode_step_fits<W>(step)) return {};
 

@@ -49,14 +49,18 @@ struct Word<bfloat16> {
   }
 };
 
-// Waits for `vectors` loads of neighbouring words, `threads` threads together: use(vector, values) for each.
-template <typename T, typename Use>
+// Waits for `vectors` loads of neighbouring words, `threads` threads together: use(vector, values, beside(vector)) for
+// each; `beside` asks for something else meanwhile.
+template <typename T, int kAtOnce, typename Beside, typename Use>
 __device__ __forceinline__ void take_words(const typename Word<T>::Bits* words, int vectors, unsigned round, int thread,
-                                           int threads, const Use& use) {
-  constexpr int kAtOnce = 4;
+                                           int threads, const Beside& beside, const Use& use) {
 #pragma unroll 1
   for (int first = thread; first < vectors; first += kAtOnce * threads) {
     T values[kAtOnce][Word<T>::kVector];
+    decltype(beside(0)) others[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (first + j * threads < vectors) others[j] = beside(first + j * threads);
     bool all;
     do {
       all = true;
@@ -68,7 +72,7 @@ __device__ __forceinline__ void take_words(const typename Word<T>::Bits* words, 
     } while (!all);
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j)
-      if (first + j * threads < vectors) use(first + j * threads, values[j]);
+      if (first + j * threads < vectors) use(first + j * threads, values[j], others[j]);
   }
 }
 

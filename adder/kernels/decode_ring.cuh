@@ -2,16 +2,22 @@
 
 #include "adder/kernels/cuda_numbers.cuh"
 
-// Rows of weights on their way through shared memory: one warp of a block copies them into a ring of slots, in the
-// order in which the others use them, as far ahead as the ring reaches.
+// Rows of weights on their way through shared memory: some warps of a block copy them into a ring, in the order in which
+// the others use them, as far ahead as the ring reaches.
 namespace adder::kernels::cuda {
 
-// A slot: up to 16 rows of 1 KiB; 16 bytes more between them, so that eight neighbouring rows lie in different banks.
-constexpr int kTileRows = 16, kSlotRowBytes = 1024, kSlotPitch = kSlotRowBytes + 16;
-constexpr int kSlotBytes = kTileRows * kSlotPitch, kMostSlots = 16;
-constexpr int kMostChannels = 64;  // of a block, whose rows of dt_proj lie in the ring together
+// The ring is made of units of two rows of 2 KiB, with 64 bytes more between rows, so that what a warp reads of
+// two neighbouring rows lies in different banks. A piece is up to 16 rows of as many columns as 2 KiB holds: it takes as many units as its rows
+// need.
+constexpr int kTileRows = 16, kRowBytes = 2048, kPitch = kRowBytes + 64, kUnitRows = 2, kUnitBytes = kUnitRows * kPitch;
+// Narrow rows, of at most 512 bytes, lie more densely, and all of a block are one piece.
+constexpr int kNarrowBytes = 512, kNarrowPitch = kNarrowBytes + 16, kNarrowRows = kUnitBytes / kNarrowPitch;
+// Pieces in the ring at once.
+constexpr int kMostPieces = 64;
+// A share of the rows each: a warp hands out one copy after another, slower than memory could take them.
+constexpr int kLoadWarps = 2;
 template <typename W>
-constexpr int kSlotColumns = kSlotRowBytes / static_cast<int>(sizeof(W));
+constexpr int kPieceColumns = kRowBytes / static_cast<int>(sizeof(W));
 
 template <typename W>
 struct WeightRows {
@@ -37,96 +43,168 @@ __device__ __forceinline__ void wait_for(const uint64_t* barrier, unsigned parit
 #if __CUDA_ARCH__ >= 900
 constexpr int kCopiers = 1;
 #else
-constexpr int kCopiers = 32;
+constexpr int kCopiers = 32 * kLoadWarps;
 #endif
 
-// Barriers: a slot's first says that it is full, its second that it is free.
-__device__ inline void prepare_ring(uint64_t* barriers, int slots, int readers) {
-  for (int i = 0; i < slots; ++i) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barriers + 2 * i)), "n"(kCopiers));
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barriers + 2 * i + 1)), "r"(readers));
-  }
+// In shared memory: which pieces have come, and how many units each reading warp has given back.
+struct RingState {
+  uint64_t full[kMostPieces];
+  int given_back[8];
+};
+
+struct Ring {
+  unsigned char* memory;
+  RingState* state;
+  int units;
+};
+
+__device__ inline void prepare(const Ring& ring) {
+  for (int i = 0; i < kMostPieces; ++i)
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&ring.state->full[i])), "n"(kCopiers));
+  for (int& count : ring.state->given_back) count = 0;
 }
 
+// Where the next piece lies: counted alike by who writes and who reads.
 struct RingPlace {
-  int slots, slot = 0;
+  int unit = 0, piece = 0;  // unit: in the ring
   unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slot == slots) slot = 0, parity ^= 1;
+
+  __device__ __forceinline__ void advance(int units, int of) {
+    unit += units;
+    if (unit >= of) unit -= of;
+    if (++piece == kMostPieces) piece = 0, parity ^= 1;
   }
 };
 
-class RingWriter {  // one warp
+__device__ __forceinline__ int units_for(int rows) {
+  return (rows + kUnitRows - 1) / kUnitRows;
+}
+
+__device__ __forceinline__ int units_for_narrow(int rows) {
+  return (rows + kNarrowRows - 1) / kNarrowRows;
+}
+
+class RingWriter {  // one for each of the loading warps
  public:
-  __device__ RingWriter(unsigned char* ring, uint64_t* barriers, int slots)
-      : ring_(ring), barriers_(barriers), place_{slots}, lane_(static_cast<int>(threadIdx.x) % 32) {}
+  __device__ RingWriter(const Ring& ring, int warp)
+      : ring_(ring), warp_(warp), lane_(static_cast<int>(threadIdx.x) % 32) {}
 
   template <typename W>
   __device__ void write(const WeightRows<W>& rows) {
+#pragma unroll 1
     for (int tile = rows.begin; tile < rows.end; tile += kTileRows)
-      for (int column = 0; column < rows.columns; column += kSlotColumns<W>) {
-        wait_for(barriers_ + 2 * place_.slot + 1, place_.parity ^ 1);
-        const int count = min(kTileRows, rows.end - tile);
-        const int bytes = min(kSlotColumns<W>, rows.columns - column) * static_cast<int>(sizeof(W));
-        const auto* from = reinterpret_cast<const unsigned char*>(
-            rows.weight + static_cast<int64_t>(tile) * rows.columns + column);
+#pragma unroll 1
+      for (int column = 0; column < rows.columns; column += kPieceColumns<W>) {
+        const int count = min(kTileRows, rows.end - tile), units = units_for(count);
+        const int bytes = min(kPieceColumns<W>, rows.columns - column) * static_cast<int>(sizeof(W));
+        reserve(units);
+        const unsigned full = shared_address(&ring_.state->full[place_.piece]);
         const int64_t stride = rows.columns * static_cast<int64_t>(sizeof(W));
-        unsigned to = shared_address(ring_ + place_.slot * kSlotBytes);
-        const unsigned full = shared_address(barriers_ + 2 * place_.slot);
-#if __CUDA_ARCH__ >= 900
-        if (lane_ == 0)
-          asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full), "r"(count * bytes) : "memory");
-        __syncwarp();
-        if (lane_ < count)
-          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                           to + lane_ * kSlotPitch),
-                       "l"(from + lane_ * stride), "r"(bytes), "r"(full)
-                       : "memory");
-#else
-        for (int row = 0; row < count; ++row, from += stride, to += kSlotPitch)
-          for (int at = 16 * lane_; at < bytes; at += 16 * 32)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(from + at) : "memory");
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
-#endif
-        place_.advance();
+        const auto* const from = reinterpret_cast<const unsigned char*>(
+            rows.weight + static_cast<int64_t>(tile) * rows.columns + column);
+        copy(from, stride, bytes, count, full, [this](int row) { return to(row / kUnitRows, row % kUnitRows * kPitch); });
+        place_.advance(units, ring_.units);
       }
   }
+  template <typename W>
+  __device__ void write_narrow(const WeightRows<W>& rows) {
+    const int count = rows.end - rows.begin, units = units_for_narrow(count);
+    reserve(units);
+    const int64_t bytes = rows.columns * static_cast<int64_t>(sizeof(W));
+    copy(reinterpret_cast<const unsigned char*>(rows.weight) + rows.begin * bytes, bytes, static_cast<int>(bytes), count,
+         shared_address(&ring_.state->full[place_.piece]),
+         [this](int row) { return to(row / kNarrowRows, row % kNarrowRows * kNarrowPitch); });
+    place_.advance(units, ring_.units);
+  }
 
  private:
-  unsigned char* ring_;
-  uint64_t* barriers_;
-  RingPlace place_;
-  int lane_;
-};
-
-class RingReader {  // each warp has its own
- public:
-  __device__ RingReader(unsigned char* ring, uint64_t* barriers, int slots)
-      : ring_(ring), barriers_(barriers), next_{slots}, held_{slots} {}
-
-  // The next slot, once it is full.
-  __device__ __forceinline__ const unsigned char* wait() {
-    wait_for(barriers_ + 2 * next_.slot, next_.parity);
-    const unsigned char* const slot = ring_ + next_.slot * kSlotBytes;
-    next_.advance();
-    return slot;
+  __device__ __forceinline__ unsigned to(int further, int offset) const {
+    const int unit = place_.unit + further;
+    return shared_address(ring_.memory) + (unit >= ring_.units ? unit - ring_.units : unit) * kUnitBytes + offset;
   }
-  // Gives the oldest of this warp's slots back.
-  __device__ __forceinline__ void release(int lane) {
+
+  template <typename To>
+  __device__ __forceinline__ void copy(const unsigned char* from, int64_t stride, int bytes, int count, unsigned full,
+                                       const To& to_row) const {
+#if __CUDA_ARCH__ >= 900
+    if (warp_ == 0 && lane_ == 0)
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full), "r"(count * bytes) : "memory");
     __syncwarp();
-    if (lane == 0) {
-      asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(
-                       shared_address(barriers_ + 2 * held_.slot + 1))
+    for (int row = kLoadWarps * lane_ + warp_; row < count; row += kLoadWarps * 32)
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                       to_row(row)),
+                   "l"(from + row * stride), "r"(bytes), "r"(full)
                    : "memory");
+#else
+    for (int row = warp_; row < count; row += kLoadWarps)
+      for (int at = 16 * lane_; at < bytes; at += 16 * 32)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_row(row) + at), "l"(from + row * stride + at)
+                     : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
+#endif
+  }
+
+  // Waits until all readers have given back so many units. As many pieces as there are barriers can not be in the ring
+  // at once, as each takes a unit.
+  __device__ __forceinline__ void reserve(int units) {
+    taken_ += units;
+    while (taken_ - given_back_ > ring_.units) {
+      given_back_ = taken_;
+#pragma unroll
+      for (int& count : ring_.state->given_back) {
+        int value;
+        asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(&count)) : "memory");
+        given_back_ = min(given_back_, value);
+      }
     }
-    held_.advance();
+  }
+
+  Ring ring_;
+  RingPlace place_;
+  int taken_ = 0, given_back_ = 0, warp_, lane_;
+};
+
+// Rows of a piece as they lie in the ring.
+struct Piece {
+  unsigned first, end, size;  // shared addresses of its first row and of the ring's end; the ring's size
+
+  __device__ __forceinline__ unsigned row(int r) const { return within(first + r * kPitch); }
+  __device__ __forceinline__ unsigned narrow_row(int r) const { return within(first + r * kNarrowPitch); }
+  __device__ __forceinline__ unsigned within(unsigned at) const { return at >= end ? at - size : at; }
+};
+
+class RingReader {  // each of the eight computing warps has its own
+ public:
+  __device__ RingReader(const Ring& ring, int warp) : ring_(ring), warp_(warp) {}
+
+  // The next piece, of so many units, once it has come.
+  __device__ __forceinline__ Piece wait(int units) {
+    wait_for(&ring_.state->full[place_.piece], place_.parity);
+    const unsigned memory = shared_address(ring_.memory), size = ring_.units * kUnitBytes;
+    const Piece piece{memory + place_.unit * kUnitBytes, memory + size, size};
+    place_.advance(units, ring_.units);
+    return piece;
+  }
+  // Gives the oldest pieces back, of so many units in all.
+  __device__ __forceinline__ void release(int units, int lane) {
+    given_back_ += units;
+    __syncwarp();
+    if (lane == 0)
+      asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(&ring_.state->given_back[warp_])),
+                   "r"(given_back_)
+                   : "memory");
   }
 
  private:
-  unsigned char* ring_;
-  uint64_t* barriers_;
-  RingPlace next_, held_;
+  Ring ring_;
+  RingPlace place_;
+  int given_back_ = 0, warp_;
 };
+
+template <typename T>
+__device__ __forceinline__ T load_shared(unsigned address) {
+  return *static_cast<const T*>(__cvta_shared_to_generic(address));
+}
 
 // A warp's part of the products of up to 16 rows of weights with up to 8 rows of activations.
 template <typename W>
@@ -134,55 +212,61 @@ struct TileProduct;
 
 template <>
 struct TileProduct<bfloat16> {
-  float sum[4] = {};
+  static constexpr int kBlock = 32;  // columns in two instructions
+  float sum[2][4] = {};              // two, which need not wait for each other
 
-  // `warps` warps take the slot's columns in turn, 16 at a time.
+  // kWarps warps take the piece's columns in turn, a block at a time. Which columns an instruction multiplies is for the
+  // reader to say, as long as weights and activations agree: a lane takes eight neighbours of both.
   template <int kWarps>
-  __device__ __forceinline__ void add(const unsigned char* slot, int columns, const bfloat16* activations, int pitch,
-                                      int rows, int warp, int lane) {
-    const unsigned from = shared_address(slot) + lane % 16 * kSlotPitch + lane / 16 * 16;
-    const bfloat16* const row = activations + lane / 4 * pitch + lane % 4 * 2;
-    for (int column = 16 * warp; column < columns; column += 16 * kWarps) {
-      unsigned a[4], b[2] = {0, 0};
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                   : "r"(from + 2 * column)
-                   : "memory");
-      if (lane / 4 < rows) {
-        b[0] = *reinterpret_cast<const unsigned*>(row + column);
-        b[1] = *reinterpret_cast<const unsigned*>(row + column + 8);
-      }
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  __device__ __forceinline__ void add(const Piece& piece, int columns, const bfloat16* activations, int pitch, int rows,
+                                      int warp, int lane) {
+    const int row = lane / 4, from = 2 * (kBlock * warp + lane % 4 * 8);
+    const unsigned upper = piece.row(row) + from, lower = piece.row(row + 8) + from;
+    const unsigned x = shared_address(activations + row * pitch) + from;
+    constexpr int kStride = 2 * kBlock * kWarps, kSteps = kRowBytes / kStride;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (kBlock * (warp + step * kWarps) >= columns) break;
+      const auto a = load_shared<uint4>(upper + step * kStride), b = load_shared<uint4>(lower + step * kStride);
+      const uint4 c = row < rows ? load_shared<uint4>(x + step * kStride) : uint4{0, 0, 0, 0};
+      multiply(sum[0], a.x, b.x, a.y, b.y, c.x, c.y);
+      multiply(sum[1], a.z, b.z, a.w, b.w, c.z, c.w);
     }
+  }
+  static __device__ __forceinline__ void multiply(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                                  unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
   // To (rows, 16).
   __device__ __forceinline__ void store(float* to, int rows, int lane) const {
     const int out = lane / 4, row = lane % 4 * 2;
-    if (row < rows) to[row * kTileRows + out] = sum[0], to[row * kTileRows + out + 8] = sum[2];
-    if (row + 1 < rows) to[(row + 1) * kTileRows + out] = sum[1], to[(row + 1) * kTileRows + out + 8] = sum[3];
+    const auto put = [&](int r, int o, int i) {
+      if (r < rows) to[r * kTileRows + o] = sum[0][i] + sum[1][i];
+    };
+    put(row, out, 0), put(row + 1, out, 1), put(row, out + 8, 2), put(row + 1, out + 8, 3);
   }
 };
 
 template <>
 struct TileProduct<float> {
-  static constexpr int kRows = 8;
+  static constexpr int kBlock = 16, kRows = 8;
   float sum[kRows] = {};
 
   // Two lanes share a row of weights.
   template <int kWarps>
-  __device__ __forceinline__ void add(const unsigned char* slot, int columns, const float* activations, int pitch,
+  __device__ __forceinline__ void add(const Piece& piece, int columns, const float* activations, int pitch,
                                       int rows, int warp, int lane) {
-    constexpr int kEach = kSlotColumns<float> / 4 / kWarps / 2;
-    const unsigned char* const from = slot + lane / 2 * kSlotPitch;
+    constexpr int kEach = kPieceColumns<float> / 4 / kWarps / 2;
+    const unsigned from = piece.row(lane / 2);
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const int column = 4 * ((2 * warp + lane % 2) * kEach + j);
       if (column >= columns) break;
-      const float4 w = *reinterpret_cast<const float4*>(from + 4 * column);
+      const auto w = load_shared<float4>(from + 4 * column);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= rows) break;

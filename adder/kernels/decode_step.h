@@ -23,7 +23,7 @@ struct DecodeLayer {
 };
 
 struct DecodeShape {
-  int64_t rows, layers, d_model, d_inner, rank, states, width, vocab;
+  int rows, layers, d_model, d_inner, rank, states, width, vocab;
 };
 
 template <typename W>
