@@ -180,18 +180,17 @@ nlohmann::ordered_json bench_decode(const BenchOptions& o) {
   };
   const double prompt = median(prompt_times), step = median(step_times), total = median(total_times);
   const auto rows = static_cast<double>(o.batch);
-  nlohmann::ordered_json line = {
-      {"d_model", o.d_model},
-      {"n_layer", o.n_layer},
-      {"vocab", o.vocab},
-      {"batch", o.batch},
-      {"prompt", o.prompt},
-      {"tokens", o.tokens},
-      {"prompt_tokens_per_s", rows * static_cast<double>(o.prompt) / prompt},
-      {"decode_tokens_per_s", rows / step},
-      {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / total},
-      {"error", error},
-      {"weight_bytes", weight_bytes}};
+  nlohmann::ordered_json line = {{"d_model", o.d_model},
+                                 {"n_layer", o.n_layer},
+                                 {"vocab", o.vocab},
+                                 {"batch", o.batch},
+                                 {"prompt", o.prompt},
+                                 {"tokens", o.tokens},
+                                 {"prompt_tokens_per_s", rows * static_cast<double>(o.prompt) / prompt},
+                                 {"decode_tokens_per_s", rows / step},
+                                 {"total_tokens_per_s", rows * static_cast<double>(o.tokens) / total},
+                                 {"error", error},
+                                 {"weight_bytes", weight_bytes}};
   if (!device.is_cpu()) return line;
   const double read_rate = kernels::cpu::read_bytes_per_second(at::get_num_threads());
   line.update({{"machine_read_bytes_per_s", read_rate},

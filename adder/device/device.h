@@ -61,8 +61,11 @@ class Readback {
   int64_t pending() const;
   int64_t slots() const;
   void push(const at::Tensor& values);  // an error where all slots are pending
-  bool ready() const;                   // whether the oldest has come
-  at::Tensor pop();                     // the oldest, waiting for it: on the CPU
+  // The slots (slots, ...), and what push() does where the device's work has written the next one by itself.
+  const at::Tensor& memory() const;
+  void pushed();
+  bool ready() const;  // whether the oldest has come
+  at::Tensor pop();    // the oldest, waiting for it: on the CPU
 
  private:
   struct Slots;

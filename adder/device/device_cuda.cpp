@@ -78,13 +78,16 @@ double Stopwatch::milliseconds() {
 }
 
 struct Readback::Slots {
-  std::vector<at::Tensor> values;  // pinned
+  at::Device device;
+  at::Tensor values;  // (slots, ...), pinned
   std::vector<at::cuda::CUDAEvent> events;
   int64_t first = 0, pending = 0;
 };
-Readback::Readback(const at::Tensor& like, int64_t slots) : slots_(std::make_unique<Slots>()) {
+Readback::Readback(const at::Tensor& like, int64_t slots) : slots_(std::make_unique<Slots>(like.device())) {
   const at::TensorOptions options = like.options().device(at::kCPU).pinned_memory(like.is_cuda());
-  for (int64_t i = 0; i < slots; ++i) slots_->values.push_back(at::empty(like.sizes(), options));
+  std::vector<int64_t> sizes = like.sizes().vec();
+  sizes.insert(sizes.begin(), slots);
+  slots_->values = at::empty(sizes, options);
   slots_->events.resize(slots);
 }
 Readback::~Readback() = default;
@@ -92,13 +95,19 @@ int64_t Readback::pending() const {
   return slots_->pending;
 }
 int64_t Readback::slots() const {
-  return static_cast<int64_t>(slots_->values.size());
+  return slots_->values.size(0);
 }
 void Readback::push(const at::Tensor& values) {
   TORCH_CHECK(slots_->pending < slots(), "Readback: all slots are pending");
+  slots_->values[(slots_->first + slots_->pending) % slots()].copy_(values, /*non_blocking=*/true);
+  pushed();
+}
+const at::Tensor& Readback::memory() const {
+  return slots_->values;
+}
+void Readback::pushed() {
   const int64_t slot = (slots_->first + slots_->pending++) % slots();
-  slots_->values[slot].copy_(values, /*non_blocking=*/true);
-  if (values.is_cuda()) slots_->events[slot].record(c10::cuda::getCurrentCUDAStream(values.device().index()));
+  if (slots_->device.is_cuda()) slots_->events[slot].record(c10::cuda::getCurrentCUDAStream(slots_->device.index()));
 }
 bool Readback::ready() const {
   return slots_->pending > 0 && slots_->events[slots_->first].query();

@@ -1,117 +1,213 @@
+#include "adder/infer/decode_kernels.h"
+
 #include <torch/torch.h>
 
 #include <map>
 
-#include "adder/infer/decode_kernels.h"
+#include "adder/kernels/decode_rows.h"
 #include "adder/kernels/decode_step.h"
 #include "adder/kernels/sample_tokens.h"
+#include "adder/ops/add_norm.h"
 #include "adder/ops/cuda_call.h"
 
 namespace adder::infer {
 namespace {
 
+using torch::Tensor;
+
 template <typename T>
 constexpr torch::ScalarType type_of = std::is_same_v<T, float> ? torch::kFloat : torch::kBFloat16;
 
-// The parameters by name, of the type that the kernel reads them in.
-class Weights {
- public:
+// The weights of a model that the kernels are made for, W being what its large matrices are kept in.
+template <typename W>
+struct Weights {
+  struct Layer {
+    Tensor norm, in, conv, conv_bias, x, dt, dt_bias, A, D, out;
+  };
+  std::vector<Layer> layers;
+  Tensor embedding, norm, head;
+  bool usable = true;  // types, contiguity, alignment
+
   explicit Weights(const models::MambaLM& model) {
-    for (const auto& parameter : model->named_parameters()) tensors_[parameter.key()] = parameter.value();
+    for (const auto& parameter : model->named_parameters()) all_[parameter.key()] = parameter.value();
+    const models::MambaLMOptions& o = model->options();
+    for (int64_t i = 0; i < o.n_layer; ++i) {
+      const std::string layer = "backbone.layers." + std::to_string(i) + ".", mixer = layer + "mixer.";
+      const Tensor A = -take<float>(mixer + "A_log").exp();
+      layers.push_back(
+          {take<float>(layer + "norm.weight"), take<W>(mixer + "in_proj.weight"), take<float>(mixer + "conv1d.weight"),
+           o.mixer.conv_bias ? take<float>(mixer + "conv1d.bias") : Tensor(), take<W>(mixer + "x_proj.weight"),
+           take<W>(mixer + "dt_proj.weight"), take<float>(mixer + "dt_proj.bias"), A, take<float>(mixer + "D"),
+           take<W>(mixer + "out_proj.weight")});
+    }
+    embedding = take<W>("backbone.embedding.weight");
+    norm = take<float>("backbone.norm_f.weight");
+    head = o.tie_embeddings ? embedding : take<W>("lm_head.weight");
   }
-  template <typename T>
-  const T* get(const std::string& name) {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) return nullptr;
-    const torch::Tensor& tensor = found->second;
-    usable_ = usable_ && tensor.scalar_type() == type_of<T> && tensor.is_contiguous() &&
-              reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-    return static_cast<const T*>(tensor.const_data_ptr());
-  }
-  const torch::Tensor& tensor(const std::string& name) const { return tensors_.at(name); }
-  bool usable() const { return usable_; }
 
  private:
-  std::map<std::string, torch::Tensor> tensors_;
-  bool usable_ = true;
+  template <typename T>
+  Tensor take(const std::string& name) {
+    const Tensor& tensor = all_.at(name);
+    usable = usable && tensor.scalar_type() == type_of<T> && tensor.is_contiguous() &&
+             reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+    return tensor.detach();
+  }
+  std::map<std::string, Tensor> all_;
 };
 
-bool is_common(const models::MambaLMOptions& o) {
-  const nn::MambaOptions& m = o.mixer;
-  return o.norm == "rms" && !m.complex && m.discretization == "euler" && m.selective_B && m.selective_C && !m.bias &&
-         m.inner_norm == "none" && m.rank(o.d_model) > 0;
+bool usable_state(const models::LMState& state) {
+  for (const nn::MambaState& layer : state.layers)
+    for (const Tensor& t : {layer.conv, layer.ssm})
+      if (t.scalar_type() != torch::kFloat || !t.is_contiguous()) return false;
+  return true;
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+}
+template <typename T>
+T* mutable_data(const Tensor& t) {
+  return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+kernels::TokenCopies copies_of(const CopiedTokens& copied) {
+  if (!copied.tokens.defined()) return {};
+  return {mutable_data<int64_t>(copied.tokens), copied.tokens.size(0), mutable_data<int64_t>(copied.turns)};
 }
 
 template <typename W>
-std::function<void()> fused(const models::MambaLM& model, const torch::Tensor& tokens, const torch::Tensor& logits,
-                            const models::LMState& state) {
+std::function<void()> one_kernel(const models::MambaLM& model, const StepTensors& tensors, const CopiedTokens* chosen) {
   const models::MambaLMOptions& o = model->options();
-  kernels::DecodeStep<W> step{};
   const auto size = [](int64_t value) { return static_cast<int>(std::min<int64_t>(value, int64_t{1} << 30)); };
-  step.rows = size(tokens.size(0)), step.layers = size(o.n_layer), step.d_model = size(o.d_model);
+  kernels::DecodeStep<W> step{};
+  step.rows = size(tensors.tokens.size(0)), step.layers = size(o.n_layer), step.d_model = size(o.d_model);
   step.d_inner = size(o.mixer.expand * o.d_model), step.rank = size(o.mixer.rank(o.d_model));
   step.states = size(o.mixer.d_state), step.width = size(o.mixer.d_conv), step.vocab = size(o.vocab_size);
-  const c10::cuda::CUDAGuard guard(tokens.device());
+  const c10::cuda::CUDAGuard guard(tensors.tokens.device());
   if (!kernels::cuda::decode_step_fits<W>(step)) return {};
+  const Weights<W> weights(model);
+  if (!weights.usable || !usable_state(tensors.state)) return {};
 
-  Weights weights(model);
-  std::vector<torch::Tensor> kept = {tokens, logits};
   std::vector<kernels::DecodeLayer<W>> layers;
-  for (int64_t i = 0; i < o.n_layer; ++i) {
-    const std::string layer = "backbone.layers." + std::to_string(i) + ".", mixer = layer + "mixer.";
-    const nn::MambaState& own = state.layers[static_cast<size_t>(i)];
-    const torch::Tensor A = -weights.tensor(mixer + "A_log").detach().exp();
-    kept.insert(kept.end(), {A, own.conv, own.ssm});
-    if (own.conv.scalar_type() != torch::kFloat || A.scalar_type() != torch::kFloat) return {};
-    layers.push_back({weights.get<float>(layer + "norm.weight"), weights.get<W>(mixer + "in_proj.weight"),
-                      weights.get<float>(mixer + "conv1d.weight"), weights.get<float>(mixer + "conv1d.bias"),
-                      weights.get<W>(mixer + "x_proj.weight"), weights.get<W>(mixer + "dt_proj.weight"),
-                      weights.get<float>(mixer + "dt_proj.bias"), A.const_data_ptr<float>(),
-                      weights.get<float>(mixer + "D"), weights.get<W>(mixer + "out_proj.weight"),
-                      own.conv.mutable_data_ptr<float>(), own.ssm.mutable_data_ptr<float>()});
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const auto& w = weights.layers[i];
+    const nn::MambaState& state = tensors.state.layers[i];
+    layers.push_back({data<float>(w.norm), data<W>(w.in), data<float>(w.conv), data<float>(w.conv_bias), data<W>(w.x),
+                      data<W>(w.dt), data<float>(w.dt_bias), data<float>(w.A), data<float>(w.D), data<W>(w.out),
+                      mutable_data<float>(state.conv), mutable_data<float>(state.ssm)});
   }
-  step.embedding = weights.get<W>("backbone.embedding.weight");
-  step.norm_weight = weights.get<float>("backbone.norm_f.weight");
-  step.head = o.tie_embeddings ? step.embedding : weights.get<W>("lm_head.weight");
-  step.eps = static_cast<float>(o.norm_eps);
-  if (!weights.usable()) return {};
-
   const auto bytes = static_cast<int64_t>(layers.size() * sizeof(layers[0]));
-  const torch::TensorOptions raw = torch::device(tokens.device()).dtype(torch::kByte);
-  const torch::Tensor table = torch::from_blob(layers.data(), {bytes}, torch::kByte).to(tokens.device());
-  const torch::Tensor workspace = torch::zeros({kernels::cuda::decode_step_workspace_bytes(step)}, raw);
+  const torch::TensorOptions raw = torch::device(tensors.tokens.device()).dtype(torch::kByte);
+  const Tensor table = torch::from_blob(layers.data(), {bytes}, torch::kByte).to(raw.device());
+  const Tensor workspace = torch::zeros({kernels::cuda::decode_step_workspace_bytes(step)}, raw);
   step.layer = static_cast<const kernels::DecodeLayer<W>*>(table.const_data_ptr());
   step.workspace = workspace.mutable_data_ptr();
-  step.tokens = tokens.const_data_ptr<int64_t>();
-  step.logits = logits.mutable_data_ptr<float>();
-  kept.insert(kept.end(), {table, workspace});
-  return [step, kept, model] {
-    const c10::cuda::CUDAGuard on(kept[0].device());
+  step.embedding = data<W>(weights.embedding);
+  step.norm_weight = data<float>(weights.norm);
+  step.head = data<W>(weights.head);
+  step.eps = static_cast<float>(o.norm_eps);
+  step.tokens = mutable_data<int64_t>(tensors.tokens);
+  step.logits = mutable_data<float>(tensors.logits);
+  step.choose = chosen != nullptr;
+  if (chosen != nullptr) step.copies = copies_of(*chosen);
+  const CopiedTokens copied = chosen != nullptr ? *chosen : CopiedTokens();
+  return [step, weights, tensors, table, workspace, copied] {
+    const c10::cuda::CUDAGuard on(tensors.tokens.device());
     kernels::cuda::decode_step(step, ops::current_stream());
   };
 }
 
-}  // namespace
+// One block: from its input to its output, both (S, d_model).
+template <typename W>
+Tensor mix(const Tensor& normed, const typename Weights<W>::Layer& w, const nn::MambaState& state) {
+  const int64_t rows = normed.size(0), channels = w.D.size(0), rank = w.dt.size(1), states = w.A.size(1);
+  const Tensor xz = at::linear(normed, w.in), u = torch::empty({rows, channels}, xz.options());
+  kernels::ConvRows<W> conv{rows,
+                            channels,
+                            w.conv.size(2),
+                            data<W>(xz),
+                            xz.stride(0),
+                            data<float>(w.conv),
+                            data<float>(w.conv_bias),
+                            mutable_data<float>(state.conv),
+                            mutable_data<W>(u)};
+  kernels::cuda::conv_rows(conv, ops::current_stream());
+  const Tensor projected = at::linear(u, w.x), delta = at::linear(projected.narrow(1, 0, rank), w.dt);
+  const Tensor y = torch::empty_like(u);
+  kernels::StateRows<W> p{};
+  p.rows = rows, p.channels = channels, p.states = states;
+  p.u = data<W>(u), p.delta = data<W>(delta), p.z = data<W>(xz) + channels;
+  p.B = data<W>(projected) + rank, p.C = p.B + states;
+  p.z_stride = xz.stride(0), p.B_stride = p.C_stride = projected.stride(0);
+  p.delta_bias = data<float>(w.dt_bias), p.A = data<float>(w.A), p.D = data<float>(w.D);
+  p.state = mutable_data<float>(state.ssm), p.y = mutable_data<W>(y);
+  kernels::cuda::state_rows(p, ops::current_stream());
+  return at::linear(y, w.out);
+}
 
-std::function<void()> fused_step(const models::MambaLM& model, const torch::Tensor& tokens, const torch::Tensor& logits,
-                                 const models::LMState& state) {
-  if (!is_common(model->options())) return {};
-  if (model->activation_type() == torch::kFloat) return fused<float>(model, tokens, logits, state);
-  if (model->activation_type() == torch::kBFloat16) return fused<kernels::bfloat16>(model, tokens, logits, state);
+template <typename W>
+std::function<void()> many_rows(const models::MambaLM& model, const StepTensors& tensors) {
+  const models::MambaLMOptions& o = model->options();
+  const Weights<W> weights(model);
+  if (!kernels::cuda::state_rows_fit(o.mixer.d_state) || !weights.usable || !usable_state(tensors.state)) return {};
+  const ops::AddNormOptions norm{.kind = "rms", .eps = o.norm_eps, .out_dtype = type_of<W>};
+  const Tensor head = weights.head.narrow(0, 0, o.vocab_size);
+  return [weights, tensors, norm, head] {
+    const c10::cuda::CUDAGuard on(tensors.tokens.device());
+    // Where no token could be chosen it is negative, which is told later.
+    Tensor x = torch::embedding(weights.embedding, tensors.tokens.clamp_min(0));
+    std::optional<Tensor> residual;
+    for (size_t i = 0; i < weights.layers.size(); ++i) {
+      const auto [normed, sum] = ops::add_norm(x, residual, weights.layers[i].norm, std::nullopt, norm);
+      residual = sum;
+      x = mix<W>(normed, weights.layers[i], tensors.state.layers[i]);
+    }
+    const Tensor normed = std::get<0>(ops::add_norm(x, residual, weights.norm, std::nullopt, norm));
+    tensors.logits.copy_(at::linear(normed, head));
+  };
+}
+
+template <typename Float, typename Bfloat16>
+std::function<void()> for_common_models(const models::MambaLM& model, const Float& in_float, const Bfloat16& in_16) {
+  const models::MambaLMOptions& o = model->options();
+  const nn::MambaOptions& m = o.mixer;
+  const bool common = o.norm == "rms" && !m.complex && m.discretization == "euler" && m.selective_B && m.selective_C &&
+                      !m.bias && m.inner_norm == "none" && m.rank(o.d_model) > 0;
+  if (!common) return {};
+  if (model->activation_type() == torch::kFloat) return in_float();
+  if (model->activation_type() == torch::kBFloat16) return in_16();
   return {};
 }
 
-void sample_on_device(const torch::Tensor& logits, const torch::Tensor& places, const torch::Tensor& seen,
-                      const SamplingOptions& options, const torch::Tensor& tokens) {
+}  // namespace
+
+std::function<void()> one_kernel_step(const models::MambaLM& model, const StepTensors& tensors,
+                                      const CopiedTokens* chosen) {
+  return for_common_models(
+      model, [&] { return one_kernel<float>(model, tensors, chosen); },
+      [&] { return one_kernel<kernels::bfloat16>(model, tensors, chosen); });
+}
+
+std::function<void()> many_rows_step(const models::MambaLM& model, const StepTensors& tensors) {
+  return for_common_models(
+      model, [&] { return many_rows<float>(model, tensors); },
+      [&] { return many_rows<kernels::bfloat16>(model, tensors); });
+}
+
+void sample_on_device(const Tensor& logits, const Tensor& places, const Tensor& seen, const SamplingOptions& options,
+                      const Tensor& tokens, const CopiedTokens& copies) {
   const c10::cuda::CUDAGuard guard(logits.device());
   kernels::SampleTokens p{};
   p.rows = logits.size(0), p.vocab = logits.size(1);
-  p.logits = logits.const_data_ptr<float>();
-  p.places = places.const_data_ptr<double>();
+  p.logits = data<float>(logits);
+  p.places = data<double>(places);
   p.temperature = options.temperature, p.top_p = options.top_p, p.min_p = options.min_p, p.top_k = options.top_k;
   p.repetition_penalty = options.repetition_penalty;
-  p.seen = seen.defined() ? seen.mutable_data_ptr<uint8_t>() : nullptr;
-  p.tokens = tokens.mutable_data_ptr<int64_t>();
+  p.seen = mutable_data<uint8_t>(seen);
+  p.tokens = mutable_data<int64_t>(tokens);
+  p.copies = copies_of(copies);
   kernels::cuda::sample_tokens(p, ops::current_stream());
 }
 

@@ -3,13 +3,15 @@
 
 namespace adder::infer {
 
-std::function<void()> fused_step(const models::MambaLM&, const torch::Tensor&, const torch::Tensor&,
-                                 const models::LMState&) {
+std::function<void()> one_kernel_step(const models::MambaLM&, const StepTensors&, const CopiedTokens*) {
+  return {};
+}
+std::function<void()> many_rows_step(const models::MambaLM&, const StepTensors&) {
   return {};
 }
 
 void sample_on_device(const torch::Tensor&, const torch::Tensor&, const torch::Tensor&, const SamplingOptions&,
-                      const torch::Tensor&) {
+                      const torch::Tensor&, const CopiedTokens&) {
   fail("sampling on a GPU needs CUDA, which this build has not");
 }
 

@@ -36,7 +36,7 @@ class DeviceChooser : public Chooser {
     tokens_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kLong));
     places_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kDouble));
     host_places_ = std::make_unique<PlaceSlots>(places_);
-    read_ = std::make_unique<device::Readback>(tokens_, kAhead + 1);
+    begin_reading();
   }
 
   Tokens choose(int64_t step) override {
@@ -85,6 +85,15 @@ class DeviceChooser : public Chooser {
     return seen.to(device_);
   }
 
+  void begin_reading() {
+    read_ = std::make_unique<device::Readback>(tokens_, kAhead + 1);
+    copied_ = {read_->memory(), torch::zeros_like(tokens_)};
+  }
+
+  void sample(const torch::Tensor& logits, const torch::Tensor& tokens) {
+    sample_on_device(logits, places_, seen_, options_.sampling, tokens, copied_);
+  }
+
   void queue() {
     torch::Tensor& places = host_places_->next();
     if (options_.sampling.temperature > 0) {
@@ -95,20 +104,22 @@ class DeviceChooser : public Chooser {
       places_.copy_(places, /*non_blocking=*/true);
     }
     if (queued_ == 0) {
-      sample_on_device(state_.logits, places_, seen_, options_.sampling, tokens_);
+      sample(state_.logits, tokens_);
     } else {
       if (step_ == nullptr) begin_steps();
       step_->run();
     }
-    read_->push(tokens_);
+    read_->pushed();
     ++queued_;
   }
 
   void begin_steps() {
-    const auto then = [this](DeviceStep& step) {
-      sample_on_device(step.logits(), places_, seen_, options_.sampling, step.tokens());
-    };
-    step_ = std::make_unique<DeviceStep>(model_, state_, static_cast<int64_t>(batch_.size()), then);
+    // Choosing goes on from where it is: recording runs steps, but the host has not asked for their tokens.
+    const torch::Tensor turns = copied_.turns.clone();
+    const StepChoice choice{[this](const StepTensors& t) { sample(t.logits, t.tokens); },
+                            options_.sampling.temperature == 0 && !seen_.defined() ? &copied_ : nullptr};
+    step_ = std::make_unique<DeviceStep>(model_, state_, static_cast<int64_t>(batch_.size()), choice);
+    copied_.turns.copy_(turns);
     step_->tokens().copy_(tokens_);
     tokens_ = step_->tokens();
     state_ = {};
@@ -146,7 +157,7 @@ class DeviceChooser : public Chooser {
     places_ = torch::zeros({index.size(0)}, places_.options());
     if (seen_.defined()) seen_ = seen_.index_select(0, index);
     host_places_ = std::make_unique<PlaceSlots>(places_);
-    read_ = std::make_unique<device::Readback>(tokens_, kAhead + 1);
+    begin_reading();
     batch_ = rows_;
     std::iota(slots_.begin(), slots_.end(), size_t{0});
   }
@@ -155,10 +166,11 @@ class DeviceChooser : public Chooser {
   const GenerateOptions& options_;
   torch::Device device_;
   uint64_t seed_;
-  DecodeState state_;                  // before the first step of step_
-  std::vector<size_t> rows_, slots_;   // that go on: their numbers in the call, and their places in the batch
-  std::vector<size_t> batch_;          // the numbers of the batch's rows
+  DecodeState state_;                 // before the first step of step_
+  std::vector<size_t> rows_, slots_;  // that go on: their numbers in the call, and their places in the batch
+  std::vector<size_t> batch_;         // the numbers of the batch's rows
   torch::Tensor tokens_, places_, seen_;
+  CopiedTokens copied_;
   std::unique_ptr<PlaceSlots> host_places_;
   std::unique_ptr<device::Readback> read_;
   std::unique_ptr<DeviceStep> step_;

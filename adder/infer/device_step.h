@@ -4,22 +4,28 @@
 #include <memory>
 
 #include "adder/device/device.h"
+#include "adder/infer/decode_kernels.h"
 #include "adder/infer/decode_session.h"
 
 namespace adder::infer {
+
+// What a step does with its logits: choose() is recorded behind it; `greedy`, where given, says that this is the first
+// of the largest, which the step's own kernel can do.
+struct StepChoice {
+  std::function<void(const StepTensors&)> choose;
+  const CopiedTokens* greedy = nullptr;
+};
 
 // One token of each row through a model on a GPU, recorded as a CUDA graph: tokens, logits and state keep their places,
 // and the host waits for nothing.
 class DeviceStep {
  public:
-  // Goes on from a copy of `state`; layers may be empty, as at the beginning. `then`: more work for each step, which
-  // may use tokens() and logits(), recorded with it.
-  DeviceStep(models::MambaLM model, const DecodeState& state, int64_t rows,
-             const std::function<void(DeviceStep&)>& then = {});
+  // Goes on from a copy of `state`; layers may be empty, as at the beginning.
+  DeviceStep(models::MambaLM model, const DecodeState& state, int64_t rows, const StepChoice& choice = {});
 
-  const torch::Tensor& tokens() const { return tokens_; }  // (S) int64, in
-  const torch::Tensor& logits() const { return logits_; }  // (S, V) float32, out
-  int64_t rows() const { return tokens_.size(0); }
+  const torch::Tensor& tokens() const { return tensors_.tokens; }
+  const torch::Tensor& logits() const { return tensors_.logits; }
+  int64_t rows() const { return tokens().size(0); }
   void run() { graph_->replay(); }
 
   DecodeState copy() const;
@@ -29,9 +35,8 @@ class DeviceStep {
   void step_by_layers();
 
   models::MambaLM model_;
-  torch::Tensor tokens_, logits_;
-  models::LMState state_;
-  std::function<void()> fused_;  // holds what the recorded kernel reads
+  StepTensors tensors_;
+  std::function<void()> step_;  // holds what the recorded kernels read
   std::unique_ptr<device::Graph> graph_;
 };
 

@@ -2,13 +2,13 @@
 
 #include "adder/kernels/cuda_numbers.cuh"
 
-// Rows of weights on their way through shared memory: some warps of a block copy them into a ring, in the order in which
-// the others use them, as far ahead as the ring reaches.
+// Rows of weights on their way through shared memory: some warps of a block copy them into a ring, in the order in
+// which the others use them, as far ahead as the ring reaches.
 namespace adder::kernels::cuda {
 
 // The ring is made of units of two rows of 2 KiB, with 64 bytes more between rows, so that what a warp reads of
-// two neighbouring rows lies in different banks. A piece is up to 16 rows of as many columns as 2 KiB holds: it takes as many units as its rows
-// need.
+// two neighbouring rows lies in different banks. A piece is up to 16 rows of as many columns as 2 KiB holds: it takes
+// as many units as its rows need.
 constexpr int kTileRows = 16, kRowBytes = 2048, kPitch = kRowBytes + 64, kUnitRows = 2, kUnitBytes = kUnitRows * kPitch;
 // Narrow rows, of at most 512 bytes, lie more densely, and all of a block are one piece.
 constexpr int kNarrowBytes = 512, kNarrowPitch = kNarrowBytes + 16, kNarrowRows = kUnitBytes / kNarrowPitch;
@@ -31,11 +31,10 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
 __device__ __forceinline__ void wait_for(const uint64_t* barrier, unsigned parity) {
   unsigned done;
   do {
-    asm volatile(
-        "{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
   } while (done == 0);
 }
 
@@ -100,9 +99,10 @@ class RingWriter {  // one for each of the loading warps
         reserve(units);
         const unsigned full = shared_address(&ring_.state->full[place_.piece]);
         const int64_t stride = rows.columns * static_cast<int64_t>(sizeof(W));
-        const auto* const from = reinterpret_cast<const unsigned char*>(
-            rows.weight + static_cast<int64_t>(tile) * rows.columns + column);
-        copy(from, stride, bytes, count, full, [this](int row) { return to(row / kUnitRows, row % kUnitRows * kPitch); });
+        const auto* const from =
+            reinterpret_cast<const unsigned char*>(rows.weight + static_cast<int64_t>(tile) * rows.columns + column);
+        copy(from, stride, bytes, count, full,
+             [this](int row) { return to(row / kUnitRows, row % kUnitRows * kPitch); });
         place_.advance(units, ring_.units);
       }
   }
@@ -111,8 +111,8 @@ class RingWriter {  // one for each of the loading warps
     const int count = rows.end - rows.begin, units = units_for_narrow(count);
     reserve(units);
     const int64_t bytes = rows.columns * static_cast<int64_t>(sizeof(W));
-    copy(reinterpret_cast<const unsigned char*>(rows.weight) + rows.begin * bytes, bytes, static_cast<int>(bytes), count,
-         shared_address(&ring_.state->full[place_.piece]),
+    copy(reinterpret_cast<const unsigned char*>(rows.weight) + rows.begin * bytes, bytes, static_cast<int>(bytes),
+         count, shared_address(&ring_.state->full[place_.piece]),
          [this](int row) { return to(row / kNarrowRows, row % kNarrowRows * kNarrowPitch); });
     place_.advance(units, ring_.units);
   }
@@ -131,10 +131,10 @@ class RingWriter {  // one for each of the loading warps
       asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full), "r"(count * bytes) : "memory");
     __syncwarp();
     for (int row = kLoadWarps * lane_ + warp_; row < count; row += kLoadWarps * 32)
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                       to_row(row)),
-                   "l"(from + row * stride), "r"(bytes), "r"(full)
-                   : "memory");
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to_row(row)),
+          "l"(from + row * stride), "r"(bytes), "r"(full)
+          : "memory");
 #else
     for (int row = warp_; row < count; row += kLoadWarps)
       for (int at = 16 * lane_; at < bytes; at += 16 * 32)
@@ -215,8 +215,8 @@ struct TileProduct<bfloat16> {
   static constexpr int kBlock = 32;  // columns in two instructions
   float sum[2][4] = {};              // two, which need not wait for each other
 
-  // kWarps warps take the piece's columns in turn, a block at a time. Which columns an instruction multiplies is for the
-  // reader to say, as long as weights and activations agree: a lane takes eight neighbours of both.
+  // kWarps warps take the piece's columns in turn, a block at a time. Which columns an instruction multiplies is for
+  // the reader to say, as long as weights and activations agree: a lane takes eight neighbours of both.
   template <int kWarps>
   __device__ __forceinline__ void add(const Piece& piece, int columns, const bfloat16* activations, int pitch, int rows,
                                       int warp, int lane) {
@@ -258,8 +258,8 @@ struct TileProduct<float> {
 
   // Two lanes share a row of weights.
   template <int kWarps>
-  __device__ __forceinline__ void add(const Piece& piece, int columns, const float* activations, int pitch,
-                                      int rows, int warp, int lane) {
+  __device__ __forceinline__ void add(const Piece& piece, int columns, const float* activations, int pitch, int rows,
+                                      int warp, int lane) {
     constexpr int kEach = kPieceColumns<float> / 4 / kWarps / 2;
     const unsigned from = piece.row(lane / 2);
 #pragma unroll

@@ -5,6 +5,7 @@
 #include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/decode_exchange.cuh"
 #include "adder/kernels/decode_ring.cuh"
+#include "adder/kernels/token_keys.cuh"
 
 // All blocks stay on the card for the whole step and tell each other what they found, four times a layer. What a block
 // needs of the weights depends on nothing computed, so some warps of each block stream it into shared memory, ahead of
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that compute
 constexpr int kAllThreads = kThreads + 32 * (kLoadWarps + 1);
+constexpr int kMostBlocks = 1024;
 constexpr int kTilesAtOnce = 2;
 constexpr int kMostWidth = 4;
 constexpr int kMostDirect = 2;  // rows of x_proj of a block that need not go through the ring
@@ -30,6 +32,7 @@ struct Exchange {
   unsigned *launches, *finished;
   typename Word<float>::Bits *residual, *projected;  // (rows, d_model), (rows, rank + 2 states)
   typename Word<W>::Bits *u, *y;                     // (rows, d_inner)
+  unsigned long long* best;                          // (blocks, rows) keys of the blocks' largest logits
 };
 
 template <typename W>
@@ -50,6 +53,7 @@ __host__ __device__ Exchange<W> exchange_in(void* workspace, const DecodeShape& 
   e.projected = reinterpret_cast<Float*>(take(int64_t{s.rows} * (s.rank + 2 * s.states) * sizeof(Float)));
   e.u = reinterpret_cast<Narrow*>(take(int64_t{s.rows} * s.d_inner * sizeof(Narrow)));
   e.y = reinterpret_cast<Narrow*>(take(int64_t{s.rows} * s.d_inner * sizeof(Narrow)));
+  e.best = reinterpret_cast<unsigned long long*>(take(int64_t{kMostBlocks} * s.rows * sizeof(unsigned long long)));
   if (bytes != nullptr) *bytes = at;
   return e;
 }
@@ -64,7 +68,9 @@ __device__ __forceinline__ Share share(int64_t count) {
 struct Shares {
   Share channels, projected, model, vocab;
   __device__ explicit Shares(const DecodeShape& s)
-      : channels(share(s.d_inner)), projected(share(s.rank + 2 * s.states)), model(share(s.d_model)),
+      : channels(share(s.d_inner)),
+        projected(share(s.rank + 2 * s.states)),
+        model(share(s.d_model)),
         vocab(share(s.vocab)) {}
 };
 
@@ -85,11 +91,16 @@ __device__ __forceinline__ WeightRows<W> rows_of(const DecodeShape& p, const Dec
                                                  int matrix) {
   const int d_model = p.d_model, d_inner = p.d_inner;
   switch (matrix) {
-    case kInX: return {layer.in_weight, d_model, s.channels.begin, s.channels.end};
-    case kInZ: return {layer.in_weight + int64_t{p.d_inner} * p.d_model, d_model, s.channels.begin, s.channels.end};
-    case kX: return {layer.x_weight, d_inner, s.projected.begin, s.projected.end};
-    case kDt: return {layer.dt_weight, p.rank, s.channels.begin, s.channels.end};
-    default: return {layer.out_weight, d_inner, s.model.begin, s.model.end};
+    case kInX:
+      return {layer.in_weight, d_model, s.channels.begin, s.channels.end};
+    case kInZ:
+      return {layer.in_weight + int64_t{p.d_inner} * p.d_model, d_model, s.channels.begin, s.channels.end};
+    case kX:
+      return {layer.x_weight, d_inner, s.projected.begin, s.projected.end};
+    case kDt:
+      return {layer.dt_weight, p.rank, s.channels.begin, s.channels.end};
+    default:
+      return {layer.out_weight, d_inner, s.model.begin, s.model.end};
   }
 }
 
@@ -287,7 +298,9 @@ class Step {
         rows_(p.rows),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        warps_a_row_(rows_ > 4 ? 1 : rows_ > 2 ? 2 : kWarps / rows_),
+        warps_a_row_(rows_ > 4   ? 1
+                     : rows_ > 2 ? 2
+                                 : kWarps / rows_),
         one_of_model_(1.0f / static_cast<float>(p.d_model)),
         direct_(projects_directly(p)),
         round_(*e_.launches * static_cast<unsigned>(p.layers)) {
@@ -320,18 +333,64 @@ class Step {
       });
     }
     norm(p_.layers);
-    products(head_rows(p_, shares_), {}, nothing,
-             [&](bool, int out, int row, float y) { p_.logits[int64_t{row} * p_.vocab + out] = y * scale(row); });
+    unsigned long long best = 0;
+    products(head_rows(p_, shares_), {}, nothing, [&](bool, int out, int row, float y) {
+      y *= scale(row);
+      p_.logits[int64_t{row} * p_.vocab + out] = y;
+      // NaN and +inf become the largest of all.
+      best = max(best, y < __int_as_float(0x7F800000) ? key_of(y, out) : kFault);
+    });
+    if (p_.choose) publish_best(best);
   }
 
   __device__ void finish() {
-    if (threadIdx.x == 0 && atomicAdd(e_.finished, 1) == gridDim.x - 1) {
+    if (threadIdx.x >= 32) return;
+    unsigned before = 0;
+    if (lane_ == 0) before = atomicAdd(e_.finished, 1);
+    if (__shfl_sync(kAllLanes, before, 0) != gridDim.x - 1) return;
+    __threadfence();
+    if (p_.choose)
+      for (int row = 0; row < rows_; ++row) choose(row);
+    if (lane_ == 0) {
       *e_.finished = 0;
       ++*e_.launches;
     }
   }
 
  private:
+  static constexpr unsigned long long kFault = ~0ull;
+
+  __device__ void publish_best(unsigned long long best) {
+    auto* const of_row = reinterpret_cast<unsigned long long*>(projected_);
+    meet();
+    if (threadIdx.x < static_cast<unsigned>(rows_)) of_row[threadIdx.x] = 0;
+    meet();
+    const int row = static_cast<int>(threadIdx.x) / kTileRows % (kThreads / kTilesAtOnce / kTileRows);
+    if (row < rows_) atomicMax(of_row + row, best);
+    meet();
+    if (threadIdx.x < 32) {
+      if (lane_ < rows_) __stcg(e_.best + blockIdx.x * rows_ + lane_, of_row[lane_]);
+      __threadfence();
+    }
+    __syncwarp();
+  }
+
+  // By the first warp of the block that is the last to finish.
+  __device__ void choose(int row) const {
+    unsigned long long best = 0;
+    for (unsigned block = lane_; block < gridDim.x; block += 32)
+      best = max(best, __ldcg(e_.best + block * rows_ + row));
+    for (int step = 16; step > 0; step /= 2) best = max(best, __shfl_xor_sync(kAllLanes, best, step));
+    if (lane_ != 0) return;
+    const unsigned none = key_of(-__int_as_float(0x7F800000));
+    const int64_t token = best == kFault ? kNotFinite
+                          : static_cast<unsigned>(best >> 32) <= none
+                              ? kNoneFinite
+                              : static_cast<int64_t>(~static_cast<unsigned>(best));
+    p_.tokens[row] = token;
+    put_copy(p_.copies, rows_, row, token);
+  }
+
   static __device__ __forceinline__ void nothing(bool, int, int) {}
   static __device__ __forceinline__ int no_more(int) { return 0; }
 
@@ -351,7 +410,7 @@ class Step {
     W* const to = activations_ + row * pitch(p_.d_model);
     float sum = 0;
     const auto weights_of = [&](int v) { return *reinterpret_cast<const float2*>(weight + 2 * v); };
-    const auto use = [&](int v, const float (&x)[2], float2 w) {
+    const auto use = [&](int v, const float(&x)[2], float2 w) {
       store_pair(to + 2 * v, x[0] * w.x, x[1] * w.y);
       sum = fmaf(x[0], x[0], fmaf(x[1], x[1], sum));
     };
@@ -385,15 +444,15 @@ class Step {
     constexpr int kVector = Word<W>::kVector;
     const int d_inner = p_.d_inner, gap = pitch(d_inner) - d_inner;
     take_words<W, 3>(from, rows_ * d_inner / kVector, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
-                  [&](int v, const W(&values)[kVector], int) {
-                    const int at = v * kVector;
-                    int row = 0;
-                    for (int r = 1; r < rows_; ++r) row += at >= r * d_inner;
-                    Vector<W, kVector> out;
+                     [&](int v, const W(&values)[kVector], int) {
+                       const int at = v * kVector;
+                       int row = 0;
+                       for (int r = 1; r < rows_; ++r) row += at >= r * d_inner;
+                       Vector<W, kVector> out;
 #pragma unroll
-                    for (int k = 0; k < kVector; ++k) out.value[k] = values[k];
-                    *reinterpret_cast<Vector<W, kVector>*>(activations_ + at + row * gap) = out;
-                  });
+                       for (int k = 0; k < kVector; ++k) out.value[k] = values[k];
+                       *reinterpret_cast<Vector<W, kVector>*>(activations_ + at + row * gap) = out;
+                     });
     meet();
   }
 
@@ -418,7 +477,8 @@ class Step {
 #pragma unroll 1
       for (int t = 0; t < kTilesAtOnce && tile + t < all; ++t) {
         const WeightRows<W>& matrix = tile + t < of_first ? first : second;
-        const int rows = min(kTileRows, matrix.end - matrix.begin - (tile + t - (tile + t < of_first ? 0 : of_first)) * kTileRows);
+        const int rows =
+            min(kTileRows, matrix.end - matrix.begin - (tile + t - (tile + t < of_first ? 0 : of_first)) * kTileRows);
         const int units = units_for(rows);
         TileProduct<W> product;
 #pragma unroll 1
@@ -513,10 +573,10 @@ class Step {
     int item = static_cast<int>(threadIdx.x);
     if (item < items) lane.load(p_, layer, own_, item);  // these need not wait
     take_words<float, 1>(e_.projected, rows_ * values / 2, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
-                      [&](int v, const float(&x)[2], int) {
-                        projected_[2 * v] = x[0];
-                        projected_[2 * v + 1] = x[1];
-                      });
+                         [&](int v, const float(&x)[2], int) {
+                           projected_[2 * v] = x[0];
+                           projected_[2 * v + 1] = x[1];
+                         });
     const int units = units_for_narrow(channels_);
     const Piece weights = ring_.wait(units);
     meet();
@@ -540,14 +600,13 @@ class Step {
       }
       delta = sum_lanes(delta, 4);
       delta = softplus_fast(delta + lane.bias);
-      const float decay = delta * kLog2E;
       const int at = lane.row * channels_ + lane.channel;
       const float u = is_item ? u_[at] : 0, z = is_item ? z_[at] : 0;
       const float* const B = low + rank + lane.quarter * Lane::kEach;
       float y = 0, du = delta * u;
 #pragma unroll
       for (int n = 0; n < Lane::kEach; ++n) {
-        lane.state[n] = fmaf(exp2_fast(decay * lane.A[n]), lane.state[n], du * B[n]);
+        lane.state[n] = fmaf(exp2_fast(delta * lane.A[n]), lane.state[n], du * B[n]);
         y = fmaf(B[kStates + n], lane.state[n], y);
       }
       y = sum_lanes(y, 4);
@@ -577,8 +636,8 @@ class Step {
 };
 
 template <typename W, int kStates>
-__global__ void __launch_bounds__(kAllThreads, 1) decode(const __grid_constant__ DecodeStep<W> p,
-                                                           const __grid_constant__ SharedLayout l) {
+__global__ void __launch_bounds__(kAllThreads, 1)
+    decode(const __grid_constant__ DecodeStep<W> p, const __grid_constant__ SharedLayout l) {
   extern __shared__ __align__(128) unsigned char shared[];
   if (threadIdx.x == 0) {
     prepare(ring_in(l, shared));
@@ -605,7 +664,7 @@ int blocks_for(const DecodeShape& s) {
   int device = 0, count = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return static_cast<int>(std::min(count, s.d_model));
+  return std::min({count, s.d_model, kMostBlocks});
 }
 
 }  // namespace
@@ -619,9 +678,11 @@ int64_t decode_step_workspace_bytes(const DecodeShape& s) {
 template <typename W>
 bool decode_step_fits(const DecodeShape& s) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(W));
-  if (s.rows < 1 || s.rows > kDecodeRows || s.width < 1 || s.width > kMostWidth || s.rank < 1 || s.layers < 1) return false;
+  if (s.rows < 1 || s.rows > kDecodeRows || s.width < 1 || s.width > kMostWidth || s.rank < 1 || s.layers < 1)
+    return false;
   if (s.states != 8 && s.states != 16 && s.states != 32 && s.states != 64) return false;
-  if (s.d_model % TileProduct<W>::kBlock != 0 || s.d_inner % TileProduct<W>::kBlock != 0 || s.rank % kVector != 0) return false;
+  if (s.d_model % TileProduct<W>::kBlock != 0 || s.d_inner % TileProduct<W>::kBlock != 0 || s.rank % kVector != 0)
+    return false;
   constexpr int kLargest = 1 << 20;  // places in all but the matrices and the logits are 32 bits
   if (s.d_model > kLargest || s.d_inner > kLargest) return false;
   if (s.rank * static_cast<int>(sizeof(W)) > kNarrowBytes) return false;
@@ -638,13 +699,13 @@ void decode_step(const DecodeStep<W>& p, CudaStream stream) {
   const auto kernel = kernel_for<W>(p.states);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.bytes), "decode_step");
   void* arguments[] = {&step, &l};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kAllThreads),
-                                    arguments, static_cast<size_t>(l.bytes), stream),
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kAllThreads), arguments,
+                                    static_cast<size_t>(l.bytes), stream),
         "decode_step");
 }
 
-#define ADDER_INSTANTIATE(W)                               \
-  template bool decode_step_fits<W>(const DecodeShape&);   \
+#define ADDER_INSTANTIATE(W)                             \
+  template bool decode_step_fits<W>(const DecodeShape&); \
   template void decode_step(const DecodeStep<W>&, CudaStream);
 ADDER_INSTANTIATE(float)
 ADDER_INSTANTIATE(bfloat16)

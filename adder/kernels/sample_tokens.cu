@@ -1,7 +1,7 @@
 #include "adder/kernels/sample_tokens.h"
 
 #include "adder/kernels/cuda_launch.cuh"
-#include "adder/kernels/cuda_vectors.cuh"
+#include "adder/kernels/token_keys.cuh"
 
 namespace adder::kernels::cuda {
 namespace {
@@ -11,12 +11,6 @@ constexpr float kUnit = 1099511627776.0f;  // 2^40
 constexpr int kBins = 256, kDigits = 4;    // a key is looked for by its digits, the first one first
 
 using Count = unsigned long long;
-
-// Keys order as the logits do.
-__device__ __forceinline__ unsigned key_of(float x) {
-  const unsigned bits = __float_as_uint(x == 0.0f ? 0.0f : x);  // -0 is 0
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 struct Shared {
   Count bins[kBins];
@@ -60,8 +54,8 @@ class Row {
   }
 
  private:
-  __device__ __forceinline__ float value(int token) const {
-    const float x = logits_[token];
+  __device__ __forceinline__ float value(int token) const { return penalised(token, logits_[token]); }
+  __device__ __forceinline__ float penalised(int token, float x) const {
     if (seen_ == nullptr || seen_[token] == 0) return x;
     return x > 0 ? x / penalty_ : x * penalty_;
   }
@@ -76,13 +70,20 @@ class Row {
     __syncthreads();
     unsigned long long best = 0;
     bool fault = false;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < vocab_; i += kThreads) {
-      const float x = value(i);
+    const auto look_at = [&](int i, float x) {
       fault |= !(x < __int_as_float(0x7F800000));
-      // The smaller id has the larger complement.
-      const unsigned long long both = static_cast<unsigned long long>(key_of(x)) << 32 | static_cast<unsigned>(~i);
+      const unsigned long long both = key_of(x, i);
       best = both > best ? both : best;
+    };
+    if (vocab_ % 4 == 0 && reinterpret_cast<uintptr_t>(logits_) % 16 == 0) {
+#pragma unroll 8
+      for (int i = 4 * static_cast<int>(threadIdx.x); i < vocab_; i += 4 * kThreads) {
+        const float4 x = *reinterpret_cast<const float4*>(logits_ + i);
+        look_at(i, penalised(i, x.x)), look_at(i + 1, penalised(i + 1, x.y));
+        look_at(i + 2, penalised(i + 2, x.z)), look_at(i + 3, penalised(i + 3, x.w));
+      }
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < vocab_; i += kThreads) look_at(i, value(i));
     }
     for (int step = 16; step > 0; step /= 2) {
       const unsigned long long other = __shfl_xor_sync(kAllLanes, best, step);
@@ -225,6 +226,7 @@ __global__ void __launch_bounds__(kThreads) sample(const SampleTokens p) {
   __syncthreads();
   if (threadIdx.x != 0) return;
   p.tokens[row] = token;
+  put_copy(p.copies, p.rows, row, token);
   if (p.seen != nullptr && token >= 0) p.seen[row * p.vocab + token] = 1;
 }
 

@@ -9,6 +9,14 @@
 // threads matters. A token below that is never chosen.
 namespace adder::kernels {
 
+// Where the tokens of a step go beside the next step's input: to memory of the host that the device can write to, so
+// that the host need not ask for a copy. Null: nowhere.
+struct TokenCopies {
+  int64_t* tokens = nullptr;  // (slots, rows): those of row r in slot turns[r] modulo slots
+  int64_t slots = 1;
+  int64_t* turns = nullptr;  // (rows), counted on
+};
+
 struct SampleTokens {
   int64_t rows, vocab;
   const float* logits;   // (rows, vocab)
@@ -17,6 +25,7 @@ struct SampleTokens {
   int64_t top_k;
   uint8_t* seen;    // (rows, vocab): 1 where a token has been; the one chosen is added. Null without a penalty
   int64_t* tokens;  // (rows), out; kNotFinite or kNoneFinite where there is none
+  TokenCopies copies;
 };
 
 constexpr int64_t kNotFinite = -1;   // a logit is NaN or +inf
