@@ -82,6 +82,12 @@ void add_bench_command(CLI::App& app) {
     auto* sub = command->add_subcommand(one.name, one.help);
     for (const auto& [flag, value] : one.flags) add_whole_number(*sub, flag, *value, "", 1);
     sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+    if (std::string(one.name) == "train") {
+      sub->add_option("--recompute", o.recompute, "what the backward pass computes again")
+          ->check(CLI::IsMember({"none", "mixer", "block"}))
+          ->capture_default_str();
+      add_whole_number(*sub, "--segment", o.segment, "steps of a row in memory at once; 0: all", 0);
+    }
     add_device(*sub, o.device);
     add_threads(*sub, o.threads);
     sub->add_flag("--json", o.json, "one JSON line");

@@ -16,7 +16,8 @@ struct BenchOptions {
   int64_t threads = 0;
   bool json = false;
   int64_t batch = 1, length = 2048, channels = 2048, state = 16, width = 4;
-  int64_t d_model = 768, n_layer = 24, vocab = 50280, prompt = 512, tokens = 64;
+  int64_t d_model = 768, n_layer = 24, vocab = 50280, prompt = 512, tokens = 64, segment = 0;
+  std::string recompute = "none";
 
   torch::Device where() const { return device::parse(device); }
   torch::ScalarType type() const { return dtype == "bfloat16" ? torch::kBFloat16 : torch::kFloat; }

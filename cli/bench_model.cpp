@@ -99,6 +99,7 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
   check_error("train", error, o.type() == torch::kFloat ? 1e-4 : 5e-2);
   models::MambaLM model(model_options(o));
   model->set_activation_type(o.type());
+  model->set_recompute(nn::parse_recompute(o.recompute));
   const torch::Device device = o.where();
   model->to(device);
   train::AdamW optimizer(*model, {});
@@ -112,7 +113,7 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
   double ms = 0;
   int64_t peak = 0;
   if (device.is_cuda()) {
-    train::DeviceStep steps(model, optimizer, 1, false, device);
+    train::DeviceStep steps(model, optimizer, 1, false, device, o.segment);
     const std::vector<tasks::TaskBatch> batches = {random_batch()};
     ms = median_ms(device, [&] {
       steps.launch(batches, 1e-4);
@@ -123,7 +124,7 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
     ms = median_ms(device, [&] {
       const tasks::TaskBatch batch = random_batch();
       optimizer.zero_grad();
-      model->loss(batch.input, batch.target).mean.backward();
+      tasks::batch_backward(*model, batch, {}, 1, o.segment);
       optimizer.step(1e-4, optimizer.gradient_norm());
     });
     peak = peak_resident_bytes();
@@ -133,6 +134,8 @@ nlohmann::ordered_json bench_train(const BenchOptions& o) {
           {"vocab", o.vocab},
           {"batch", o.batch},
           {"length", o.length},
+          {"recompute", o.recompute},
+          {"segment", o.segment},
           {"parameters", model->parameter_count()},
           {"tokens_per_s", static_cast<double>(o.batch * o.length) / (ms * 1e-3)},
           {"step_ms", ms},

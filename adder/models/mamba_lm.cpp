@@ -148,8 +148,8 @@ std::pair<torch::Tensor, LMState> MambaLMImpl::backbone(torch::Tensor x, const L
   torch::Tensor residual;
   LMState after;
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    auto out =
-        blocks_[i]->forward(x, residual, type_, state.layers.empty() ? nn::MambaState() : state.layers[i], sequence);
+    auto out = blocks_[i]->forward(x, residual, type_, state.layers.empty() ? nn::MambaState() : state.layers[i],
+                                   sequence, recompute_);
     x = out.x;
     residual = out.residual;
     if (probe_) probe_("backbone.layers." + std::to_string(i), x);

@@ -64,6 +64,8 @@ class MambaLMImpl : public torch::nn::Module {
   // The type of activations: that of the parameters, or bfloat16 over float32 parameters, which are cast on use.
   void set_activation_type(torch::ScalarType type) { type_ = type; }
   torch::ScalarType activation_type() const { return type_; }
+  // For training: memory for time. What is computed again gives the same bits.
+  void set_recompute(nn::Recompute recompute) { recompute_ = recompute; }
   // For inference: keeps the large matrices in `type`; A, D, biases, norms and convolution stay float32. Also sets the
   // activations.
   void cast_weights(torch::ScalarType type);
@@ -84,6 +86,7 @@ class MambaLMImpl : public torch::nn::Module {
 
   MambaLMOptions options_;
   torch::ScalarType type_ = torch::kFloat;
+  nn::Recompute recompute_ = nn::Recompute::kNone;
   torch::Tensor embedding_, head_;
   std::vector<nn::Block> blocks_;
   Probe probe_;

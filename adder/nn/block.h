@@ -1,6 +1,7 @@
 #pragma once
 
 #include "adder/nn/mamba.h"
+#include "adder/nn/recompute.h"
 
 namespace adder::nn {
 
@@ -31,7 +32,8 @@ class BlockImpl : public torch::nn::Module {
     MambaState state;
   };
   Output forward(const torch::Tensor& x, const torch::Tensor& residual, torch::ScalarType type,
-                 const MambaState& state = {}, const SequenceInfo& sequence = {});
+                 const MambaState& state = {}, const SequenceInfo& sequence = {},
+                 Recompute recompute = Recompute::kNone);
 
  private:
   double dropout_;

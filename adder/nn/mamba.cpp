@@ -130,7 +130,9 @@ torch::Tensor MambaImpl::A() const {
     const torch::Tensor decay = -A_log_.exp();
     return options_.complex ? torch::complex(decay, A_imag_) : decay;
   };
-  return torch::GradMode::is_enabled() ? compute() : frozen_A_.get({A_log_, A_imag_}, compute);
+  // In training it is computed each time: a recorded step would go on with what it was when it was recorded.
+  const bool changes = torch::GradMode::is_enabled() || is_training();
+  return changes ? compute() : frozen_A_.get({A_log_, A_imag_}, compute);
 }
 
 torch::Tensor MambaImpl::constant(const torch::Tensor& parameter) const {

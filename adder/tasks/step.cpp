@@ -55,6 +55,72 @@ models::MambaLMImpl::Loss batch_loss(models::MambaLMImpl& model, const TaskBatch
   return model.loss(batch.input, batch.target, state);
 }
 
+namespace {
+
+// The states that a row's segments begin with.
+std::vector<models::LMState> segment_states(models::MambaLMImpl& model, const torch::Tensor& ids,
+                                            const models::LMState& state, int64_t segment) {
+  const torch::NoGradGuard no_grad;
+  std::vector<models::LMState> states = {state};
+  for (int64_t begin = 0; begin + segment < ids.size(1); begin += segment)
+    states.push_back(model.hidden(ids.slice(1, begin, begin + segment), states.back()).second);
+  return states;
+}
+
+models::LMState as_leaves(const models::LMState& state) {
+  models::LMState leaves = state.detach();
+  for (nn::MambaState& layer : leaves.layers) {
+    layer.conv.requires_grad_();
+    layer.ssm.requires_grad_();
+  }
+  return leaves;
+}
+
+BatchStep segmented_backward(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state,
+                             double scale, int64_t segment) {
+  const models::MambaLMOptions& options = model.options();
+  ADDER_CHECK(!batch.starts.defined(), "rows with documents in them cannot be cut into segments");
+  ADDER_CHECK(!model.is_training() || (options.residual_dropout == 0 && options.embedding_dropout == 0),
+              "rows of a model with dropout cannot be cut into segments: its masks would not be the same twice");
+  const std::vector<models::LMState> states = segment_states(model, batch.input, state, segment);
+  const auto scored = [](const torch::Tensor& target) { return (target != kIgnored).sum().to(torch::kDouble); };
+  const torch::Tensor all = scored(batch.target).clamp_min(1);
+  BatchStep result;
+  result.mean = torch::zeros({}, all.options());
+  models::LMState behind;  // the leaves of the segment behind, whose gradients are those of this one's end
+  for (int64_t i = static_cast<int64_t>(states.size()) - 1; i >= 0; --i) {
+    const int64_t begin = i * segment, end = std::min(begin + segment, batch.input.size(1));
+    const models::LMState leaves = i > 0 ? as_leaves(states[static_cast<size_t>(i)]) : state;
+    const torch::Tensor target = batch.target.slice(1, begin, end);
+    const auto loss = model.loss(batch.input.slice(1, begin, end), target, leaves);
+    const torch::Tensor share = scored(target) / all;
+    std::vector<torch::Tensor> roots = {loss.mean}, gradients = {(share * scale).to(loss.mean.scalar_type())};
+    for (size_t layer = 0; layer < behind.layers.size(); ++layer) {
+      const nn::MambaState &made = loss.state.layers[layer], &taken = behind.layers[layer];
+      for (const auto& [root, leaf] : {std::pair(made.conv, taken.conv), std::pair(made.ssm, taken.ssm)}) {
+        if (!leaf.grad().defined()) continue;
+        roots.push_back(root);
+        gradients.push_back(leaf.grad());
+      }
+    }
+    torch::autograd::backward(roots, gradients);
+    if (behind.layers.empty()) result.state = loss.state.detach();
+    behind = leaves;
+    result.mean += loss.mean.detach() * share;
+  }
+  return result;
+}
+
+}  // namespace
+
+BatchStep batch_backward(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state, double scale,
+                         int64_t segment) {
+  if (segment > 0 && batch.input.size(1) > segment) return segmented_backward(model, batch, state, scale, segment);
+  const auto loss = batch_loss(model, batch, state);
+  (loss.mean * scale).backward();
+  return {loss.mean.detach(), loss.state.detach()};
+}
+
 Evaluation evaluate(models::MambaLMImpl& model, BatchSource& source) {
   const torch::NoGradGuard no_grad;
   const bool training = model.is_training();

@@ -8,6 +8,18 @@ namespace adder::tasks {
 // no state crosses a document's start.
 models::MambaLMImpl::Loss batch_loss(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state);
 
+struct BatchStep {
+  torch::Tensor mean;     // () the batch's loss, without gradient
+  models::LMState state;  // of its rows behind it, without gradient
+};
+
+// Adds `scale` times the gradient of the batch's loss to the parameters' gradients. With segment > 0 no more than so
+// many steps of a row are in memory at once: the states are computed forward first, then the row's segments from the
+// last to the first, each with the gradient of the state behind it. The gradient is that of the whole row, but for
+// rounding. Rows with documents cannot be cut, nor models with dropout.
+BatchStep batch_backward(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state, double scale,
+                         int64_t segment = 0);
+
 struct Evaluation {
   double loss = 0;               // nats per target
   double accuracy = 0;           // share of targets predicted

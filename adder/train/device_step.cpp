@@ -16,12 +16,14 @@ bool same_shapes(const std::vector<tasks::TaskBatch>& a, const std::vector<tasks
 
 }  // namespace
 
-DeviceStep::DeviceStep(models::MambaLM model, AdamW& optimizer, int64_t accumulate, bool carry, at::Device device)
+DeviceStep::DeviceStep(models::MambaLM model, AdamW& optimizer, int64_t accumulate, bool carry, at::Device device,
+                       int64_t segment)
     : model_(std::move(model)),
       optimizer_(optimizer),
       accumulate_(accumulate),
       carry_(carry),
       device_(device),
+      segment_(segment),
       lr_(torch::zeros({}, torch::device(device).dtype(torch::kFloat))),
       stopped_(torch::zeros({}, torch::device(device).dtype(torch::kFloat))),
       latest_(torch::zeros({3}, torch::device(device).dtype(torch::kDouble))),
@@ -43,10 +45,9 @@ void DeviceStep::work(const std::vector<tasks::TaskBatch>& batches, bool update)
   torch::Tensor loss_sum = torch::zeros({}, latest_.options());
   for (size_t i = 0; i < batches.size(); ++i) {
     if (!carry_ || (i > 0 && batches[i].fresh)) state = {};
-    const auto loss = tasks::batch_loss(*model_, batches[i], state);
-    (loss.mean / static_cast<double>(accumulate_)).backward();
-    if (carry_) state = loss.state.detach();
-    loss_sum += loss.mean.detach() / static_cast<double>(accumulate_);
+    const auto loss = tasks::batch_backward(*model_, batches[i], state, 1 / static_cast<double>(accumulate_), segment_);
+    if (carry_) state = loss.state;
+    loss_sum += loss.mean / static_cast<double>(accumulate_);
   }
   const torch::NoGradGuard no_grad;
   const torch::Tensor norm = optimizer_.squared_norm().sqrt();

@@ -21,8 +21,10 @@ class DeviceStep {
     bool stopped;  // this step or one before it was not finite
   };
 
-  // `accumulate` batches make a step; `carry`: the state goes on from batch to batch.
-  DeviceStep(models::MambaLM model, AdamW& optimizer, int64_t accumulate, bool carry, at::Device device);
+  // `accumulate` batches make a step; `carry`: the state goes on from batch to batch; segment: as in
+  // tasks::batch_backward.
+  DeviceStep(models::MambaLM model, AdamW& optimizer, int64_t accumulate, bool carry, at::Device device,
+             int64_t segment = 0);
 
   // Queues a step. Batches lie on the CPU, pinned.
   void launch(const std::vector<tasks::TaskBatch>& batches, double lr);
@@ -45,6 +47,7 @@ class DeviceStep {
   int64_t accumulate_;
   bool carry_;
   at::Device device_;
+  int64_t segment_;
   torch::Tensor lr_, stopped_, latest_;  // (), (), (3)
   device::Readback figures_;
   models::LMState state_;

@@ -32,6 +32,13 @@ void TrainOptions::visit(core::FieldVisitor& v) {
   v.field("device", device, "cpu, cuda (the first GPU) or cuda:<number>");
   v.choice("precision", precision, "type of activations and products; parameters stay float32",
            {"float32", "bfloat16"});
+  v.choice("recompute", recompute,
+           "what the backward pass computes again instead of keeping it: each block's mixer, or the whole block",
+           {"none", "mixer", "block"});
+  v.field("segment", segment,
+          "steps of a row that are in memory at once: longer rows are cut, and their gradient is still that of the "
+          "whole; 0: whole rows",
+          {.min = 0});
   v.group("optimizer", optimizer, "AdamW");
   v.field("log_every", log_every, "steps between two lines of metrics", {.min = 1});
   v.field("eval_every", eval_every, "steps between two evaluations; 0: at the end only", {.min = 0});
@@ -67,16 +74,23 @@ double learning_rate(const OptimizerOptions& o, int64_t step, int64_t steps) {
 MemoryEstimate estimate_memory(const RunConfig& config, int64_t parameter_count, int64_t row_length) {
   const models::MambaLMOptions& m = config.model;
   const int64_t activation = config.train.precision == "bfloat16" ? 2 : 4;
-  const int64_t tokens = config.train.batch * row_length, inner = m.mixer.expand * m.d_model;
+  const int64_t segment = config.train.segment > 0 ? std::min(config.train.segment, row_length) : row_length;
+  const int64_t tokens = config.train.batch * segment, inner = m.mixer.expand * m.d_model;
   const int64_t values = m.mixer.d_state * (m.mixer.complex ? 2 : 1), rank = m.mixer.rank(m.d_model);
   // Kept per token and block: residual and norm output, the two halves of in_proj, convolution output, delta, scan
   // output, x_proj's output, and the state of every 32nd step.
-  const int64_t kept = m.d_model * (4 + activation) + inner * 5 * activation + (rank + 2 * values) * activation +
-                       inner * values * 4 / kernels::kScanChunk;
+  const int64_t stream = m.d_model * (4 + activation);
+  const int64_t mixer =
+      inner * 5 * activation + (rank + 2 * values) * activation + inner * values * 4 / kernels::kScanChunk;
+  // What is computed again is there for one block at a time.
+  const int64_t kept = config.train.recompute == "none" ? (stream + mixer) * m.n_layer : stream * m.n_layer + mixer;
+  // The states between the segments.
+  const int64_t states =
+      config.train.batch * ((row_length - 1) / segment) * m.n_layer * inner * (values + m.mixer.d_conv - 1) * 4;
   const int64_t logits = std::min<int64_t>(tokens * m.padded_vocab() * 4, int64_t{64} << 20);
   // In bfloat16 each matrix is cast for its product, and the copy is kept for the gradient.
   const int64_t casts = activation == 2 ? parameter_count * 2 : 0;
-  return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept * m.n_layer + casts, logits,
+  return {parameter_count * 4, parameter_count * 4, parameter_count * 8, tokens * kept + states + casts, logits,
           parameter_count * 12};
 }
 

@@ -31,6 +31,8 @@ struct TrainOptions {
   int64_t accumulate = 1;
   std::string device = "cpu";
   std::string precision = "float32";
+  std::string recompute = "none";
+  int64_t segment = 0;
   OptimizerOptions optimizer;
   int64_t log_every = 10;
   int64_t eval_every = 0;

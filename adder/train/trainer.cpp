@@ -40,9 +40,11 @@ class Run {
     torch::manual_seed(static_cast<uint64_t>(options_.seed));
     model_ = models::MambaLM(config.model);
     if (options_.precision == "bfloat16") model_->set_activation_type(torch::kBFloat16);
+    model_->set_recompute(nn::parse_recompute(options_.recompute));
     model_->to(device_);
     optimizer_.emplace(*model_, options_.optimizer);
-    if (device_.is_cuda()) device_step_.emplace(model_, *optimizer_, options_.accumulate, carries_state(), device_);
+    if (device_.is_cuda())
+      device_step_.emplace(model_, *optimizer_, options_.accumulate, carries_state(), device_, options_.segment);
     // From here on the folder is written to: what can be refused has been.
     fs::create_directories(folder_);
     lock_.emplace(folder_);
@@ -224,11 +226,11 @@ class Run {
       batch = *batches.next();
       position = batch.after;
       before = batch.fresh ? models::LMState() : carried;
-      const auto loss = tasks::batch_loss(*model_, batch, before);
+      const auto loss =
+          tasks::batch_backward(*model_, batch, before, 1 / static_cast<double>(options_.accumulate), options_.segment);
       const double value = loss.mean.item<double>();
       if (!std::isfinite(value)) stop_nonfinite("loss", value, batch, before);
-      (loss.mean / static_cast<double>(options_.accumulate)).backward();
-      carried = loss.state.detach();
+      carried = loss.state;
       figures.loss += value / static_cast<double>(options_.accumulate);
       figures.tokens += batch.input.numel();
     }
@@ -385,8 +387,9 @@ TrainResult train(const RunConfig& config, bool resume, const TrainHooks& hooks,
     const device::Memory memory = device::memory(device);
     fail(
         "training ran out of memory on {}, which has {:.1f} GB in all and {:.1f} GB free: {}. A smaller train.batch "
-        "needs "
-        "less (now {}; train.accumulate makes up for it), as does train.precision = \"bfloat16\"",
+        "needs less (now {}; train.accumulate makes up for it), as do train.precision = \"bfloat16\", train.recompute "
+        "= "
+        "\"mixer\" and train.segment for long rows",
         config.train.device, static_cast<double>(memory.total) * 1e-9, static_cast<double>(memory.free) * 1e-9,
         text.substr(0, text.find(" See documentation")), config.train.batch);
   }

@@ -194,6 +194,27 @@ TEST_F(Trainer, AccumulatedBatchesAreOneBatch) {
   });
 }
 
+// Over several steps, so that what a step changes is seen by the next.
+TEST_F(Trainer, RecomputationAndSegmentsTrainTheSameWeights) {
+  for_each_device([&] {
+    RunConfig plain = config("plain");
+    plain.model.residual_dropout = 0;
+    train::train(plain, false, {});
+    for (const std::string recompute : {"mixer", "block"}) {
+      RunConfig again = plain;
+      again.train.out += "-" + recompute;
+      again.train.recompute = recompute;
+      train::train(again, false, {});
+      EXPECT_EQ(weights_of(again), weights_of(plain)) << recompute;
+    }
+    RunConfig cut = plain;
+    cut.train.out += "-segments";
+    cut.train.segment = 5;
+    train::train(cut, false, {});
+    EXPECT_LT(distance(model_of(cut), model_of(plain)), 2e-5);
+  });
+}
+
 TEST_F(Trainer, LearnsInBFloat16) {
   for_each_device([&] {
     const fs::path text = folder_ / "text.txt";
