@@ -61,6 +61,9 @@ __device__ inline void prepare(const Ring& ring) {
   for (int i = 0; i < kMostPieces; ++i)
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&ring.state->full[i])), "n"(kCopiers));
   for (int& count : ring.state->given_back) count = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies report to the barriers as initialised here
+#endif
 }
 
 // Where the next piece lies: counted alike by who writes and who reads.
