@@ -20,11 +20,28 @@ double median_ms(torch::Device device, const std::function<void()>& body) {
     return watch.milliseconds();
   };
   const double first = std::min({once(), once(), once()});
-  const int64_t runs = std::clamp<int64_t>(static_cast<int64_t>(2000 / std::max(first, 1e-3)), 5, 1000);
+  const double milliseconds = device.is_cpu() ? 2000 : 200;
+  const int64_t runs = std::clamp<int64_t>(static_cast<int64_t>(milliseconds / std::max(first, 1e-3)), 5, 1000);
   std::vector<double> times;
   for (int64_t i = 0; i < runs; ++i) times.push_back(once());
   std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
   return times[runs / 2];
+}
+
+double graph_ms(torch::Device device, const std::function<void()>& body) {
+  if (device.is_cpu()) return median_ms(device, body);
+  device::Stopwatch watch(device);
+  body();
+  watch.start();
+  body();
+  watch.stop();
+  constexpr double kLongEnough = 0.3;  // of one measurement
+  const auto calls = static_cast<int64_t>(std::clamp(kLongEnough / std::max(watch.milliseconds(), 1e-3), 1.0, 32.0));
+  device::Graph graph(device);
+  graph.record(body, [&] {
+    for (int64_t i = 0; i < calls; ++i) body();
+  });
+  return median_ms(device, [&graph] { graph.replay(); }) / static_cast<double>(calls);
 }
 
 double relative_error(const torch::Tensor& got, const torch::Tensor& expected) {
@@ -56,6 +73,7 @@ void add_bench_command(CLI::App& app) {
        "the selective scan with gate, skip, bias and softplus",
        bench_scan,
        {{"--batch", &o.batch}, {"--length", &o.length}, {"--channels", &o.channels}, {"--state", &o.state}}},
+      {"grid", "the scan over many shapes on a GPU, each against its limit", bench_grid, {{"--state", &o.state}}},
       {"conv",
        "the causal convolution with SiLU",
        bench_conv,
@@ -82,6 +100,7 @@ void add_bench_command(CLI::App& app) {
     auto* sub = command->add_subcommand(one.name, one.help);
     for (const auto& [flag, value] : one.flags) add_whole_number(*sub, flag, *value, "", 1);
     sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+    if (std::string(one.name) == "grid") sub->add_option("--picture", o.picture, "a PNG of the shares of the limit");
     if (std::string(one.name) == "train") {
       sub->add_option("--recompute", o.recompute, "what the backward pass computes again")
           ->check(CLI::IsMember({"none", "mixer", "block"}))

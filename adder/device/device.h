@@ -33,6 +33,10 @@ struct Memory {
 Memory memory(at::Device device);
 void reset_peak_memory(at::Device device);
 
+// Exponentials a second that a GPU's special function units make at most: 16 a clock and multiprocessor, at the highest
+// clock. 0 for the CPU.
+double exponentials_per_second(at::Device device);
+
 // Copies a batch to the device from pinned memory, without waiting; on the CPU it is the tensor itself.
 at::Tensor to_device(const at::Tensor& tensor, at::Device device);
 // A copy in memory from which to_device() does not wait. Made ahead, on any thread.

@@ -44,6 +44,14 @@ void reset_peak_memory(at::Device device) {
   if (device.is_cuda()) c10::cuda::CUDACachingAllocator::resetPeakStats(device.index());
 }
 
+double exponentials_per_second(at::Device device) {
+  if (!device.is_cuda()) return 0;
+  int processors = 0, kilohertz = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device.index()));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device.index()));
+  return 16e3 * static_cast<double>(processors) * static_cast<double>(kilohertz);
+}
+
 at::Tensor to_device(const at::Tensor& tensor, at::Device device) {
   return tensor.defined() ? tensor.to(device, /*non_blocking=*/true) : tensor;
 }

@@ -21,6 +21,10 @@ Memory memory(at::Device) {
   return {};
 }
 void reset_peak_memory(at::Device) {}
+double exponentials_per_second(at::Device) {
+  return 0;
+}
+
 at::Tensor to_device(const at::Tensor& tensor, at::Device) {
   return tensor;
 }
