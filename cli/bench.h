@@ -24,7 +24,7 @@ struct BenchOptions {
 };
 
 // The median of the times of `body` in milliseconds by the device's clock, after a warm-up; as many runs as fit into
-// about two seconds, five at least.
+// about two seconds (0.2 on a GPU), five at least.
 double median_ms(torch::Device device, const std::function<void()>& body);
 
 // The same of work that is recorded as a CUDA graph, several times where it is short; on the CPU median_ms(). The

@@ -98,7 +98,12 @@ Readback::Readback(const at::Tensor& like, int64_t slots) : slots_(std::make_uni
   slots_->values = at::empty(sizes, options);
   slots_->events.resize(slots);
 }
-Readback::~Readback() = default;
+// What is queued writes to the slots, which other threads may be given as soon as they are free.
+Readback::~Readback() {
+  if (!slots_->device.is_cuda() || slots_->pending == 0) return;
+  const int64_t last = (slots_->first + slots_->pending - 1) % slots();
+  if (cudaEventSynchronize(slots_->events[last].event()) != cudaSuccess) cudaGetLastError();
+}
 int64_t Readback::pending() const {
   return slots_->pending;
 }
@@ -106,7 +111,6 @@ int64_t Readback::slots() const {
   return slots_->values.size(0);
 }
 void Readback::push(const at::Tensor& values) {
-  TORCH_CHECK(slots_->pending < slots(), "Readback: all slots are pending");
   slots_->values[(slots_->first + slots_->pending) % slots()].copy_(values, /*non_blocking=*/true);
   pushed();
 }
@@ -114,6 +118,7 @@ const at::Tensor& Readback::memory() const {
   return slots_->values;
 }
 void Readback::pushed() {
+  TORCH_CHECK(slots_->pending < slots(), "Readback: all slots are pending");
   const int64_t slot = (slots_->first + slots_->pending++) % slots();
   if (slots_->device.is_cuda()) slots_->events[slot].record(c10::cuda::getCurrentCUDAStream(slots_->device.index()));
 }

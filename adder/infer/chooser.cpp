@@ -24,8 +24,7 @@ class HostChooser : public Chooser {
   }
 
   Tokens choose(int64_t step) override {
-    if (step > 0) session_.step(chosen_);
-    const torch::Tensor logits = session_.state().logits.contiguous();
+    const torch::Tensor logits = step > 0 ? session_.step(chosen_) : session_.state().logits.contiguous();
     const int64_t vocab = session_.vocab_size();
     const float* values = logits.const_data_ptr<float>();
     chosen_.resize(rows_.size());

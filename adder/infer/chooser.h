@@ -21,7 +21,7 @@ class Chooser {
 std::unique_ptr<Chooser> make_chooser(DecodeSession& session, std::vector<std::vector<int64_t>> histories,
                                       const GenerateOptions& options);
 
-// The token of a row of logits; throws as generate() does.
+// No token can be chosen for a row of the call: the error that generate() throws.
 [[noreturn]] void fail_at(int64_t row, int64_t step, const std::string& what);
 
 inline int64_t row_number(const GenerateOptions& options, size_t row) {

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "adder/core/error.h"
 #include "adder/kernels/decode_rows.h"
 #include "adder/kernels/decode_step.h"
 #include "adder/kernels/sample_tokens.h"
@@ -59,7 +60,9 @@ struct Weights {
 bool usable_state(const models::LMState& state) {
   for (const nn::MambaState& layer : state.layers)
     for (const Tensor& t : {layer.conv, layer.ssm})
-      if (t.scalar_type() != torch::kFloat || !t.is_contiguous()) return false;
+      if (t.scalar_type() != torch::kFloat || !t.is_contiguous() ||
+          reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 != 0)
+        return false;
   return true;
 }
 
@@ -198,6 +201,11 @@ std::function<void()> many_rows_step(const models::MambaLM& model, const StepTen
 
 void sample_on_device(const Tensor& logits, const Tensor& places, const Tensor& seen, const SamplingOptions& options,
                       const Tensor& tokens, const CopiedTokens& copies) {
+  ADDER_CHECK(logits.scalar_type() == torch::kFloat && logits.is_contiguous(),
+              "sampling on a GPU needs contiguous float32 logits, got {}", torch::toString(logits.scalar_type()));
+  constexpr int64_t kMostTokens = 1 << 23;
+  ADDER_CHECK(logits.size(1) <= kMostTokens, "sampling on a GPU takes vocabularies of up to {} tokens, got {}",
+              kMostTokens, logits.size(1));
   const c10::cuda::CUDAGuard guard(logits.device());
   kernels::SampleTokens p{};
   p.rows = logits.size(0), p.vocab = logits.size(1);

@@ -5,29 +5,13 @@
 #include <algorithm>
 
 #include "adder/core/error.h"
-#include "adder/infer/device_step.h"
+#include "adder/infer/evaluation_mode.h"
+#include "adder/infer/recorded_step.h"
 
 namespace adder::infer {
 namespace {
 
 using models::LMState;
-
-// Dropout off, and the mode as it was at the end.
-class EvaluationMode {
- public:
-  explicit EvaluationMode(models::MambaLM& model) : model_(model), training_(model->is_training()) {
-    if (training_) model_->eval();
-  }
-  ~EvaluationMode() {
-    if (training_) model_->train();
-  }
-  EvaluationMode(const EvaluationMode&) = delete;
-  EvaluationMode& operator=(const EvaluationMode&) = delete;
-
- private:
-  models::MambaLM& model_;
-  bool training_;
-};
 
 void check_token(int64_t token, size_t row, size_t position, int64_t vocab) {
   ADDER_CHECK(token >= 0 && token < vocab, "token {} at position {} of row {} is outside the vocabulary [0, {})", token,
@@ -125,6 +109,10 @@ DecodeSession::DecodeSession(models::MambaLM model, int64_t piece_tokens)
   ADDER_CHECK(piece_tokens >= 1, "piece_tokens must be at least 1, got {}", piece_tokens);
 }
 
+DecodeSession::~DecodeSession() = default;
+DecodeSession::DecodeSession(DecodeSession&&) noexcept = default;
+DecodeSession& DecodeSession::operator=(DecodeSession&&) noexcept = default;
+
 const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_t>>& prompts) {
   fetch_state();
   const auto count = static_cast<int64_t>(prompts.size());
@@ -180,13 +168,13 @@ const torch::Tensor& DecodeSession::step(const std::vector<int64_t>& tokens) {
   const EvaluationMode evaluation(model_);
   const torch::Tensor ids = torch::tensor(tokens, torch::kLong).to(device_);
   if (device_.is_cuda()) {
-    if (device_step_ == nullptr || device_step_->rows() != count)
-      device_step_ = std::make_shared<DeviceStep>(model_, state_, count);
+    if (recorded_step_ == nullptr || recorded_step_->rows() != count)
+      recorded_step_ = std::make_unique<RecordedStep>(model_, state_, count);
     else if (!ahead_)
-      device_step_->set(state_);
-    device_step_->tokens().copy_(ids);
-    device_step_->run();
-    state_ = {{}, device_step_->logits()};
+      recorded_step_->set(state_);
+    recorded_step_->tokens().copy_(ids);
+    recorded_step_->run();
+    state_ = {{}, recorded_step_->logits()};
     ahead_ = true;
     return state_.logits;
   }
@@ -197,7 +185,7 @@ const torch::Tensor& DecodeSession::step(const std::vector<int64_t>& tokens) {
 
 DecodeState DecodeSession::state() const {
   const c10::InferenceMode inference;
-  return ahead_ ? device_step_->copy() : state_;
+  return ahead_ ? recorded_step_->copy() : state_;
 }
 
 void DecodeSession::fetch_state() {

@@ -8,7 +8,7 @@
 
 namespace adder::infer {
 
-class DeviceStep;
+class RecordedStep;
 
 // What a session needs to go on: a value, to be kept, copied and set again, in this session or another of the same
 // model. S rows; without rows it is the beginning. The tensors are made in inference mode.
@@ -26,6 +26,10 @@ struct DecodeState {
 // are recorded: weights that change between two of them need a session of their own.
 class DecodeSession {
  public:
+  ~DecodeSession();
+  DecodeSession(DecodeSession&&) noexcept;
+  DecodeSession& operator=(DecodeSession&&) noexcept;
+
   // At most `piece_tokens` tokens go through the model at once, which bounds its memory.
   explicit DecodeSession(models::MambaLM model, int64_t piece_tokens = 4096);
 
@@ -53,8 +57,8 @@ class DecodeSession {
   int64_t piece_tokens_;
   torch::Device device_;
   DecodeState state_;  // of its tensors only the logits count while `ahead_`
-  std::shared_ptr<DeviceStep> device_step_;
-  bool ahead_ = false;  // device_step_ has the state
+  std::unique_ptr<RecordedStep> recorded_step_;
+  bool ahead_ = false;  // recorded_step_ has the state
 };
 
 }  // namespace adder::infer

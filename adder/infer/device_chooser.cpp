@@ -8,7 +8,7 @@
 #include "adder/core/random.h"
 #include "adder/infer/chooser.h"
 #include "adder/infer/decode_kernels.h"
-#include "adder/infer/device_step.h"
+#include "adder/infer/recorded_step.h"
 
 namespace adder::infer {
 namespace {
@@ -17,6 +17,8 @@ using Tokens = std::vector<int64_t>;
 
 // Steps that the device may be ahead of what the host has seen.
 constexpr int64_t kAhead = 4;
+// Steps for which another batch is recorded.
+constexpr int64_t kWorthRecording = 16;
 
 // The device goes from token to token by itself: each step is fed what the last one chose. Rows that are done stay in
 // the batch until half of it is.
@@ -32,6 +34,8 @@ class DeviceChooser : public Chooser {
     std::iota(rows_.begin(), rows_.end(), size_t{0});
     batch_ = slots_ = rows_;
     state_ = session.state();
+    state_.logits = state_.logits.to(torch::kFloat).contiguous();
+    session.set_state({});  // it would be kept beside the one that goes on
     if (options.sampling.repetition_penalty != 1) seen_ = seen_of(histories);
     tokens_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kLong));
     places_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kDouble));
@@ -62,7 +66,8 @@ class DeviceChooser : public Chooser {
     }
     rows_.resize(places.size());
     slots_.resize(places.size());
-    if (!slots_.empty() && 2 * slots_.size() <= batch_.size() && queued_ < options_.sampling.max_tokens) shrink();
+    const int64_t left = options_.sampling.max_tokens - queued_;
+    if (!slots_.empty() && 2 * slots_.size() <= batch_.size() && left >= kWorthRecording) shrink();
   }
 
  private:
@@ -80,8 +85,9 @@ class DeviceChooser : public Chooser {
   torch::Tensor seen_of(const std::vector<Tokens>& histories) const {
     const int64_t vocab = model_->options().vocab_size;
     torch::Tensor seen = torch::zeros({static_cast<int64_t>(histories.size()), vocab}, torch::kByte);
+    auto* const values = seen.mutable_data_ptr<uint8_t>();
     for (size_t row = 0; row < histories.size(); ++row)
-      for (const int64_t token : histories[row]) seen[static_cast<int64_t>(row)][token] = 1;
+      for (const int64_t token : histories[row]) values[static_cast<int64_t>(row) * vocab + token] = 1;
     return seen.to(device_);
   }
 
@@ -118,7 +124,7 @@ class DeviceChooser : public Chooser {
     const torch::Tensor turns = copied_.turns.clone();
     const StepChoice choice{[this](const StepTensors& t) { sample(t.logits, t.tokens); },
                             options_.sampling.temperature == 0 && !seen_.defined() ? &copied_ : nullptr};
-    step_ = std::make_unique<DeviceStep>(model_, state_, static_cast<int64_t>(batch_.size()), choice);
+    step_ = std::make_unique<RecordedStep>(model_, state_, static_cast<int64_t>(batch_.size()), choice);
     copied_.turns.copy_(turns);
     step_->tokens().copy_(tokens_);
     tokens_ = step_->tokens();
@@ -173,7 +179,7 @@ class DeviceChooser : public Chooser {
   CopiedTokens copied_;
   std::unique_ptr<PlaceSlots> host_places_;
   std::unique_ptr<device::Readback> read_;
-  std::unique_ptr<DeviceStep> step_;
+  std::unique_ptr<RecordedStep> step_;
   std::deque<Tokens> taken_;  // read, not yet asked for
   int64_t queued_ = 0;
 };

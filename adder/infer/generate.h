@@ -11,8 +11,9 @@ struct GenerateOptions {
   SamplingOptions sampling;
   int64_t start_token = -1;
   int64_t piece_tokens = 4096;
-  // What the draws of each row are keyed by; empty: 0, 1, ... With the same number a row gives the same tokens in any
-  // batch: no sum of its logits depends on the other rows.
+  // What the draws of each row are keyed by; empty: 0, 1, ... On the CPU a row with the same number gives the same
+  // tokens in any batch: no sum of its logits depends on the other rows. On a GPU products of other numbers of rows
+  // may sum in another order.
   std::vector<int64_t> row_numbers = {};
 
   // One table: the fields of `sampling` beside its own.

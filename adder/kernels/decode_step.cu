@@ -61,6 +61,7 @@ bool decode_step_fits(const DecodeShape& s) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(W));
   if (s.rows < 1 || s.rows > kDecodeRows || s.width < 1 || s.width > kMostWidth || s.rank < 1 || s.layers < 1)
     return false;
+  if (s.rank > kNarrowBytes) return false;
   if (s.states != 8 && s.states != 16 && s.states != 32 && s.states != 64) return false;
   if (s.d_model % TileProduct<W>::kBlock != 0 || s.d_inner % TileProduct<W>::kBlock != 0 || s.rank % kVector != 0)
     return false;
@@ -69,7 +70,17 @@ bool decode_step_fits(const DecodeShape& s) {
   if (s.rank * static_cast<int>(sizeof(W)) > kNarrowBytes) return false;
   const int blocks = blocks_for(s), channels = (s.d_inner + blocks - 1) / blocks;
   const int largest = std::max(kTileRows / kUnitRows, (channels + kNarrowRows - 1) / kNarrowRows);  // units of a piece
-  return layout_of<W>(s, blocks, shared_memory_limit()).units >= 2 * largest;
+  const SharedLayout l = layout_of<W>(s, blocks, shared_memory_limit());
+  if (l.units < 2 * largest) return false;
+  // All blocks must be there at once.
+  int device = 0, cooperative = 0, each = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device), "cudaDeviceGetAttribute");
+  const auto kernel = kernel_for<W>(s.states);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.bytes), "decode_step");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kAllThreads, static_cast<size_t>(l.bytes)),
+        "decode_step");
+  return cooperative != 0 && each >= 1;
 }
 
 template <typename W>

@@ -51,7 +51,7 @@ bool decode_step_fits(const DecodeShape& shape);
 int64_t decode_step_workspace_bytes(const DecodeShape& shape);
 
 // RMSNorm, SiLU, softplus, real A, Bbar = delta B. Products sum in float32; with 16-bit weights their inputs are
-// rounded to the weights' type. A row's bits do not depend on the others.
+// rounded to the weights' type. The same bits each time; with another number of rows sums may have another order.
 template <typename W>
 void decode_step(const DecodeStep<W>& p, CudaStream stream);
 

@@ -44,7 +44,8 @@ class Row {
     if (fault != 0) return fault;
     if (p_.temperature == 0) return first_;
     largest_ = value(first_);
-    scale_ = static_cast<float>(1.4426950408889634 / p_.temperature);
+    // Within what a float can be: of an infinity times 0 nothing could be chosen.
+    scale_ = static_cast<float>(fmin(fmax(1.4426950408889634 / p_.temperature, 1.2e-38), 3.4e38));
     if (p_.top_k > 0 && p_.top_k < vocab_) keep_up_to(static_cast<Count>(p_.top_k), false);
     if (p_.top_p < 1) {
       const auto all = static_cast<double>(total());
@@ -60,6 +61,7 @@ class Row {
     return x > 0 ? x / penalty_ : x * penalty_;
   }
   __device__ __forceinline__ Count mass(float x) const {
+    if (x == -__int_as_float(0x7F800000)) return 0;
     const float p = exp2f((x - largest_) * scale_);
     return p < least_ ? 0 : static_cast<Count>(p * kUnit);
   }
@@ -186,6 +188,7 @@ class Row {
 
   __device__ int64_t draw(double place) {
     least_ = static_cast<float>(p_.min_p);
+    if (threadIdx.x == 0) s_.token = first_;
     const Count all = total();
     const auto wanted = min(static_cast<Count>(place * static_cast<double>(all)), all - 1);
     Count before = 0;

@@ -18,7 +18,7 @@ struct TokenCopies {
 };
 
 struct SampleTokens {
-  int64_t rows, vocab;
+  int64_t rows, vocab;   // vocab up to 2^23, so that the sum of probabilities fits into 64 bits
   const float* logits;   // (rows, vocab)
   const double* places;  // (rows) in [0, 1): where in the sum of probabilities the token is; not read at temperature 0
   double temperature, top_p, min_p, repetition_penalty;

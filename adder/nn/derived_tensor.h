@@ -7,12 +7,30 @@
 
 namespace adder::nn {
 
+// While there is one on this thread, derived tensors are computed each time: work that is recorded must not hold on to
+// one that may be dropped.
+class NoDerivedTensors {
+ public:
+  NoDerivedTensors() { ++count(); }
+  ~NoDerivedTensors() { --count(); }
+  NoDerivedTensors(const NoDerivedTensors&) = delete;
+  NoDerivedTensors& operator=(const NoDerivedTensors&) = delete;
+  static bool active() { return count() > 0; }
+
+ private:
+  static int& count() {
+    thread_local int value = 0;
+    return value;
+  }
+};
+
 // A tensor computed from others, kept until one of these changes: is written to, or gets other data. For use without
 // gradients, by any number of threads.
 class DerivedTensor {
  public:
   template <typename Compute>
   torch::Tensor get(const std::vector<torch::Tensor>& sources, const Compute& compute) {
+    if (NoDerivedTensors::active()) return torch::Tensor(compute());
     const std::lock_guard lock(mutex_);
     if (!is_current(sources)) {
       value_ = compute();

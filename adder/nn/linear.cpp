@@ -112,6 +112,10 @@ std::pair<torch::Tensor, torch::Tensor> linear_halves(const torch::Tensor& x, co
     const torch::autograd::variable_list halves = LinearHalves::apply(x, weight.to(x.scalar_type()));
     return {halves[0], halves[1]};
   }
+  if (!sequence.independent && !bias.defined()) {  // the same products without gradient, and with it the same bits
+    const std::vector<torch::Tensor> halves = weight.to(x.scalar_type()).chunk(2);
+    return {ops::linear(x, halves[0], {}), ops::linear(x, halves[1], {})};
+  }
   const std::vector<torch::Tensor> halves = linear(x, weight, bias, sequence).chunk(2, -1);
   return {halves[0], halves[1]};
 }

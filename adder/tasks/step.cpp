@@ -98,7 +98,7 @@ BatchStep segmented_backward(models::MambaLMImpl& model, const TaskBatch& batch,
     for (size_t layer = 0; layer < behind.layers.size(); ++layer) {
       const nn::MambaState &made = loss.state.layers[layer], &taken = behind.layers[layer];
       for (const auto& [root, leaf] : {std::pair(made.conv, taken.conv), std::pair(made.ssm, taken.ssm)}) {
-        if (!leaf.grad().defined()) continue;
+        if (!leaf.grad().defined() || !root.requires_grad()) continue;
         roots.push_back(root);
         gradients.push_back(leaf.grad());
       }

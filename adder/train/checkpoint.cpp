@@ -14,7 +14,7 @@ constexpr const char* kTrainingFile = "training.safetensors";
 // Keys of "train" that may differ between a checkpoint and the run that continues it.
 bool may_change(const std::string& key) {
   for (const char* free : {"out", "device", "steps", "log_every", "eval_every", "eval_batch", "sample_every",
-                           "checkpoint_every", "keep_checkpoints", "threads", "prefetch"})
+                           "checkpoint_every", "keep_checkpoints", "threads", "prefetch", "recompute", "segment"})
     if (key == free) return true;
   return false;
 }

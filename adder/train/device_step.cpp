@@ -69,8 +69,7 @@ void DeviceStep::launch(const std::vector<tasks::TaskBatch>& batches, double lr)
   if (carry_ && state_.layers.empty()) {
     // The shapes of the state are those that a pass leaves behind.
     const torch::NoGradGuard no_grad;
-    const std::vector<tasks::TaskBatch> there = on_device({batches[0]});
-    state_ = tasks::batch_loss(*model_, there[0], {}).state;
+    state_ = model_->hidden(batches[0].input.slice(1, 0, 1).to(device_)).second;
     for (nn::MambaState& layer : state_.layers) layer = {torch::zeros_like(layer.conv), torch::zeros_like(layer.ssm)};
   }
   if (carry_ && batches[0].fresh)

@@ -137,7 +137,7 @@ TEST_P(FusedStep, Bfloat16IsAsNearAsTheLayersAre) {
     EXPECT_LT(relative(got[i], exact[i]), 2 * relative(layers[i], exact[i]) + 1e-3) << i;
 }
 
-TEST_P(FusedStep, TheSameBitsTwiceAndInAnyBatch) {
+TEST_P(FusedStep, TheSameBitsTwice) {
   models::MambaLM model = model_of(GetParam());
   model->cast_weights(torch::kBFloat16);
   model->to(torch::kCUDA);
@@ -145,7 +145,7 @@ TEST_P(FusedStep, TheSameBitsTwiceAndInAnyBatch) {
   for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(torch::equal(first[i], second[i])) << i;
 }
 
-TEST(DeviceStep, ShapesThatTheKernelIsNotMadeFor) {
+TEST(RecordedStep, ShapesThatTheKernelIsNotMadeFor) {
   ADDER_NEEDS_CUDA();
   Shape odd{.name = "odd", .d_model = 37, .rows = 2};
   Shape states{.name = "states", .rows = 9, .d_state = 5};
@@ -164,7 +164,7 @@ TEST(DeviceStep, ShapesThatTheKernelIsNotMadeFor) {
 }
 
 // A state that was taken stays what it was, and steps go on from one that is set.
-TEST(DeviceStep, TheStateIsAValue) {
+TEST(RecordedStep, TheStateIsAValue) {
   ADDER_NEEDS_CUDA();
   models::MambaLM model = model_of({.name = "base"});
   model->to(torch::kCUDA);
@@ -284,6 +284,63 @@ TEST(DeviceGenerate, EqualsTheCpu) {
       EXPECT_EQ(got.rows[row].finish, expected.rows[row].finish) << row;
     }
   }
+}
+
+// The choice within the one kernel, and behind the steps of many rows; rows that end early, batches that shrink.
+TEST(DeviceGenerate, GreedyEqualsTheCpu) {
+  ADDER_NEEDS_CUDA();
+  for (const int64_t rows : {1, 3, 8, 20}) {
+    for (const int64_t width : {64, 256}) {  // with fewer tokens than blocks, and more
+      models::MambaLM model = model_of({.name = "greedy", .d_model = width, .vocab = width == 64 ? 61 : 5000});
+      std::vector<Tokens> prompts;
+      for (int64_t row = 0; row < rows; ++row)
+        prompts.push_back(random_tokens(1 + row % 5, static_cast<uint64_t>(row)));
+      GenerateOptions options;
+      options.sampling.temperature = 0;
+      options.sampling.max_tokens = 70;
+      options.sampling.stop_tokens = {2, 9, 30, 31, 32};
+      const Generation expected = generate(model, prompts, options);
+      model->to(torch::kCUDA);
+      const Generation got = generate(model, prompts, options);
+      for (size_t row = 0; row < prompts.size(); ++row)
+        EXPECT_EQ(got.rows[row].tokens, expected.rows[row].tokens) << rows << " rows, row " << row;
+    }
+  }
+}
+
+TEST(DeviceGenerate, DropoutIsOff) {
+  ADDER_NEEDS_CUDA();
+  models::MambaLM model = tiny_model(0.5);
+  model->train();
+  GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.sampling.max_tokens = 20;
+  const Generation expected = generate(model, {{1, 2, 3}}, options);
+  model->to(torch::kCUDA);
+  EXPECT_EQ(generate(model, {{1, 2, 3}}, options).rows[0].tokens, expected.rows[0].tokens);
+  EXPECT_TRUE(model->is_training());
+}
+
+// A token that makes logits NaN once it is fed, some steps on.
+TEST(DeviceGenerate, NaNLogitsOnTheWayNameTheRowAndTheStep) {
+  ADDER_NEEDS_CUDA();
+  models::MambaLM model = model_of({.name = "base"});
+  GenerateOptions options;
+  options.sampling.temperature = 0;
+  options.sampling.max_tokens = 12;
+  const Tokens said = generate(model, {{1}}, options).rows[0].tokens;
+  size_t step = 3;
+  while (step < said.size() && std::find(said.begin(), said.begin() + static_cast<std::ptrdiff_t>(step), said[step]) !=
+                                   said.begin() + static_cast<std::ptrdiff_t>(step))
+    ++step;
+  if (step == said.size()) GTEST_SKIP() << "the model repeats itself";
+  {
+    const torch::NoGradGuard no_grad;
+    model->named_parameters()["backbone.embedding.weight"][said[step]].fill_(std::numeric_limits<float>::quiet_NaN());
+  }
+  model->to(torch::kCUDA);
+  EXPECT_THAT(error_of([&] { generate(model, {{1}}, options); }),
+              testing::HasSubstr(fmt::format("generate: row 0 after {} tokens: ", step + 1)));
 }
 
 TEST(DeviceGenerate, NaNLogitsNameTheRow) {

@@ -161,6 +161,26 @@ TEST(Segments, TheGradientIsThatOfTheWhole) {
   });
 }
 
+TEST(Segments, FrozenLayersBelow) {
+  for_each_device([&] {
+    models::MambaLM model = model_with();
+    for (auto& parameter : model->named_parameters())
+      if (parameter.key().find("embedding") != std::string::npos ||
+          parameter.key().find("layers.0.") != std::string::npos)
+        parameter.value().requires_grad_(false);
+    const tasks::TaskBatch batch = batch_of(1, 40);
+    const auto of_last = [&] {
+      const Tensor gradient = model->named_parameters()["backbone.layers.2.mixer.out_proj.weight"].grad().clone();
+      for (auto& parameter : model->parameters()) parameter.mutable_grad() = Tensor();
+      return gradient;
+    };
+    tasks::batch_backward(*model, batch, {}, 1);
+    const Tensor expected = of_last();
+    tasks::batch_backward(*model, batch, {}, 1, 9);
+    expect_near("out_proj", of_last(), expected, {1e-4, 1e-6});
+  });
+}
+
 // A dependency over many segments, which truncated backpropagation would not see.
 TEST(Segments, GradientsReachAcrossThem) {
   for_each_device([&] {

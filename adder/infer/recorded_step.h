@@ -18,10 +18,13 @@ struct StepChoice {
 
 // One token of each row through a model on a GPU, recorded as a CUDA graph: tokens, logits and state keep their places,
 // and the host waits for nothing.
-class DeviceStep {
+class RecordedStep {
  public:
   // Goes on from a copy of `state`; layers may be empty, as at the beginning.
-  DeviceStep(models::MambaLM model, const DecodeState& state, int64_t rows, const StepChoice& choice = {});
+  RecordedStep(models::MambaLM model, const DecodeState& state, int64_t rows, const StepChoice& choice = {});
+
+  RecordedStep(const RecordedStep&) = delete;
+  RecordedStep& operator=(const RecordedStep&) = delete;
 
   const torch::Tensor& tokens() const { return tensors_.tokens; }
   const torch::Tensor& logits() const { return tensors_.logits; }

@@ -1,11 +1,18 @@
-#include "adder/infer/device_step.h"
+#include "adder/infer/recorded_step.h"
 
 #include <torch/torch.h>
 
+#include "adder/core/error.h"
+#include "adder/infer/evaluation_mode.h"
+#include "adder/nn/derived_tensor.h"
+
 namespace adder::infer {
 
-DeviceStep::DeviceStep(models::MambaLM model, const DecodeState& state, int64_t rows, const StepChoice& choice)
+RecordedStep::RecordedStep(models::MambaLM model, const DecodeState& state, int64_t rows, const StepChoice& choice)
     : model_(std::move(model)) {
+  const c10::InferenceMode inference;
+  const EvaluationMode evaluation(model_);
+  const nn::NoDerivedTensors fresh;
   const torch::TensorOptions options(model_->device());
   tensors_.tokens = torch::zeros({rows}, options.dtype(torch::kLong));
   tensors_.logits = torch::empty({rows, model_->options().vocab_size}, options.dtype(torch::kFloat));
@@ -28,7 +35,7 @@ DeviceStep::DeviceStep(models::MambaLM model, const DecodeState& state, int64_t 
   set(state);
 }
 
-void DeviceStep::step_by_layers() {
+void RecordedStep::step_by_layers() {
   // Where no token could be chosen it is negative, which is told later.
   const torch::Tensor ids = tokens().clamp_min(0).unsqueeze(1);
   const auto [hidden, after] = model_->hidden(ids, tensors_.state, {.independent = true});
@@ -39,7 +46,7 @@ void DeviceStep::step_by_layers() {
   }
 }
 
-DecodeState DeviceStep::copy() const {
+DecodeState RecordedStep::copy() const {
   DecodeState out;
   for (const nn::MambaState& layer : tensors_.state.layers)
     out.lm.layers.push_back({layer.conv.clone(), layer.ssm.clone()});
@@ -47,15 +54,21 @@ DecodeState DeviceStep::copy() const {
   return out;
 }
 
-void DeviceStep::set(const DecodeState& state) {
+void RecordedStep::set(const DecodeState& state) {
   for (size_t i = 0; i < tensors_.state.layers.size(); ++i) {
     nn::MambaState& own = tensors_.state.layers[i];
     if (state.lm.layers.empty()) {
       own.conv.zero_();
       own.ssm.zero_();
     } else {
-      own.conv.copy_(state.lm.layers[i].conv);
-      own.ssm.copy_(state.lm.layers[i].ssm);
+      for (const auto& [to, from] :
+           {std::pair(own.conv, state.lm.layers[i].conv), std::pair(own.ssm, state.lm.layers[i].ssm)}) {
+        ADDER_CHECK(from.sizes() == to.sizes() && from.scalar_type() == to.scalar_type(),
+                    "set_state: layer {} needs a state of shape ({}) in {}, got ({}) in {}", i,
+                    fmt::join(to.sizes().vec(), ", "), torch::toString(to.scalar_type()),
+                    fmt::join(from.sizes().vec(), ", "), torch::toString(from.scalar_type()));
+        to.copy_(from);
+      }
     }
   }
   if (state.logits.defined()) logits().copy_(state.logits);
