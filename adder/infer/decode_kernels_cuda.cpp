@@ -2,8 +2,6 @@
 
 #include <torch/torch.h>
 
-#include <map>
-
 #include "adder/core/error.h"
 #include "adder/kernels/decode_rows.h"
 #include "adder/kernels/decode_step.h"
@@ -30,31 +28,30 @@ struct Weights {
   bool usable = true;  // types, contiguity, alignment
 
   explicit Weights(const models::MambaLM& model) {
-    for (const auto& parameter : model->named_parameters()) all_[parameter.key()] = parameter.value();
+    const auto all = model->named_parameters();
     const models::MambaLMOptions& o = model->options();
     for (int64_t i = 0; i < o.n_layer; ++i) {
       const std::string layer = "backbone.layers." + std::to_string(i) + ".", mixer = layer + "mixer.";
-      const Tensor A = -take<float>(mixer + "A_log").exp();
-      layers.push_back(
-          {take<float>(layer + "norm.weight"), take<W>(mixer + "in_proj.weight"), take<float>(mixer + "conv1d.weight"),
-           o.mixer.conv_bias ? take<float>(mixer + "conv1d.bias") : Tensor(), take<W>(mixer + "x_proj.weight"),
-           take<W>(mixer + "dt_proj.weight"), take<float>(mixer + "dt_proj.bias"), A, take<float>(mixer + "D"),
-           take<W>(mixer + "out_proj.weight")});
+      const Tensor A = -usable_as<float>(all[mixer + "A_log"]).exp();
+      layers.push_back({usable_as<float>(all[layer + "norm.weight"]), usable_as<W>(all[mixer + "in_proj.weight"]),
+                        usable_as<float>(all[mixer + "conv1d.weight"]),
+                        o.mixer.conv_bias ? usable_as<float>(all[mixer + "conv1d.bias"]) : Tensor(),
+                        usable_as<W>(all[mixer + "x_proj.weight"]), usable_as<W>(all[mixer + "dt_proj.weight"]),
+                        usable_as<float>(all[mixer + "dt_proj.bias"]), A, usable_as<float>(all[mixer + "D"]),
+                        usable_as<W>(all[mixer + "out_proj.weight"])});
     }
-    embedding = take<W>("backbone.embedding.weight");
-    norm = take<float>("backbone.norm_f.weight");
-    head = o.tie_embeddings ? embedding : take<W>("lm_head.weight");
+    embedding = usable_as<W>(all["backbone.embedding.weight"]);
+    norm = usable_as<float>(all["backbone.norm_f.weight"]);
+    head = o.tie_embeddings ? embedding : usable_as<W>(all["lm_head.weight"]);
   }
 
  private:
   template <typename T>
-  Tensor take(const std::string& name) {
-    const Tensor& tensor = all_.at(name);
+  Tensor usable_as(const Tensor& tensor) {
     usable = usable && tensor.scalar_type() == type_of<T> && tensor.is_contiguous() &&
              reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
     return tensor.detach();
   }
-  std::map<std::string, Tensor> all_;
 };
 
 bool usable_state(const models::LMState& state) {

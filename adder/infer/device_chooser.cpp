@@ -1,14 +1,13 @@
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <deque>
 #include <numeric>
 
-#include "adder/core/error.h"
 #include "adder/core/random.h"
 #include "adder/infer/chooser.h"
 #include "adder/infer/decode_kernels.h"
 #include "adder/infer/recorded_step.h"
+#include "adder/kernels/sample_tokens.h"
 
 namespace adder::infer {
 namespace {
@@ -38,9 +37,7 @@ class DeviceChooser : public Chooser {
     session.set_state({});  // it would be kept beside the one that goes on
     if (options.sampling.repetition_penalty != 1) seen_ = seen_of(histories);
     tokens_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kLong));
-    places_ = torch::zeros({static_cast<int64_t>(rows_.size())}, torch::device(device_).dtype(torch::kDouble));
-    host_places_ = std::make_unique<PlaceSlots>(places_);
-    begin_reading();
+    begin_batch();
   }
 
   Tokens choose(int64_t step) override {
@@ -52,8 +49,9 @@ class DeviceChooser : public Chooser {
     for (size_t i = 0; i < slots_.size(); ++i) {
       const int64_t token = of_batch[slots_[i]];
       const auto row = static_cast<int64_t>(rows_[i]);
-      if (token == -1) fail_at(row, step, "sample: logits must be finite or -inf, one is NaN or +inf");
-      if (token < 0) fail_at(row, step, "sample: no token can be chosen, none of the logits is finite");
+      if (token == kernels::kNotFinite) fail_at(row, step, "sample: logits must be finite or -inf, one is NaN or +inf");
+      if (token == kernels::kNoneFinite)
+        fail_at(row, step, "sample: no token can be chosen, none of the logits is finite");
       chosen.push_back(token);
     }
     return chosen;
@@ -91,7 +89,10 @@ class DeviceChooser : public Chooser {
     return seen.to(device_);
   }
 
-  void begin_reading() {
+  // What goes with tokens_, for a batch of its size.
+  void begin_batch() {
+    places_ = torch::zeros(tokens_.sizes(), tokens_.options().dtype(torch::kDouble));
+    host_places_ = std::make_unique<PlaceSlots>(places_);
     read_ = std::make_unique<device::Readback>(tokens_, kAhead + 1);
     copied_ = {read_->memory(), torch::zeros_like(tokens_)};
   }
@@ -160,10 +161,8 @@ class DeviceChooser : public Chooser {
     step_ = nullptr;
     state_ = state_.select(kept);
     tokens_ = tokens_.index_select(0, index);
-    places_ = torch::zeros({index.size(0)}, places_.options());
     if (seen_.defined()) seen_ = seen_.index_select(0, index);
-    host_places_ = std::make_unique<PlaceSlots>(places_);
-    begin_reading();
+    begin_batch();
     batch_ = rows_;
     std::iota(slots_.begin(), slots_.end(), size_t{0});
   }

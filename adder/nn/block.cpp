@@ -29,30 +29,35 @@ BlockImpl::BlockImpl(int64_t d_model, const MambaOptions& mixer, int64_t n_layer
 BlockImpl::Output BlockImpl::forward(const torch::Tensor& x, const torch::Tensor& residual, torch::ScalarType type,
                                      const MambaState& state, const SequenceInfo& sequence, Recompute recompute) {
   using torch::autograd::variable_list;
-  // The modules live as long as the graph that may run them again.
-  using Body = std::function<variable_list(const variable_list&)>;
-  const Body mix = [mixer = mixer_, sequence](const variable_list& in) mutable -> variable_list {
-    auto [y, after] = mixer->forward(in[0], {in[1], in[2]}, sequence);
-    return {y, after.conv, after.ssm};
-  };
-  const Body norm_and_mix = [norm = norm_, type, mix](const variable_list& in) mutable -> variable_list {
-    const auto [normed, sum] = norm->forward(in[0], in[1], type);
-    variable_list out = mix({normed, in[2], in[3]});
-    out.push_back(sum);
-    return out;
-  };
-  variable_list out;
-  if (recompute == Recompute::kBlock) {
-    out = recomputed(norm_and_mix, {x, residual, state.conv, state.ssm}, parameters());
-  } else {
+  Output out;
+  if (recompute == Recompute::kNone) {
     const auto [normed, sum] = norm_->forward(x, residual, type);
-    const variable_list in = {normed, state.conv, state.ssm};
-    out = recompute == Recompute::kMixer ? recomputed(mix, in, mixer_->parameters()) : mix(in);
-    out.push_back(sum);
+    auto [y, after] = mixer_->forward(normed, state, sequence);
+    out = {y, sum, after};
+  } else {
+    // The modules live as long as the graph that may run them again.
+    auto mix = [mixer = mixer_, sequence](const variable_list& in) mutable -> variable_list {
+      auto [y, after] = mixer->forward(in[0], {in[1], in[2]}, sequence);
+      return {y, after.conv, after.ssm};
+    };
+    variable_list made;
+    if (recompute == Recompute::kMixer) {
+      const auto [normed, sum] = norm_->forward(x, residual, type);
+      made = recomputed(mix, {normed, state.conv, state.ssm}, mixer_->parameters());
+      made.push_back(sum);
+    } else {
+      const auto norm_and_mix = [norm = norm_, type, mix](const variable_list& in) mutable {
+        const auto [normed, sum] = norm->forward(in[0], in[1], type);
+        variable_list all = mix({normed, in[2], in[3]});
+        all.push_back(sum);
+        return all;
+      };
+      made = recomputed(norm_and_mix, {x, residual, state.conv, state.ssm}, parameters());
+    }
+    out = {made[0], made[3], {made[1], made[2]}};
   }
-  torch::Tensor y = out[0];
-  if (dropout_ > 0 && is_training()) y = torch::dropout(y, dropout_, true);
-  return {y, out[3], {out[1], out[2]}};
+  if (dropout_ > 0 && is_training()) out.x = torch::dropout(out.x, dropout_, true);
+  return out;
 }
 
 }  // namespace adder::nn

@@ -309,6 +309,14 @@ TEST_F(Trainer, RefusesAnotherConfiguration) {
   });
 }
 
+TEST_F(Trainer, RefusesSegmentsOfWhatCannotBeCutBeforeItWrites) {
+  RunConfig c = config("run");
+  c.train.segment = 5;
+  EXPECT_THAT([&] { train::train(c, false, {}); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("train.segment needs model.residual_dropout = 0")));
+  EXPECT_FALSE(fs::exists(c.train.out));
+}
+
 TEST_F(Trainer, RefusesASmallVocabulary) {
   RunConfig c = config("run");
   c.model.vocab_size = 7;
