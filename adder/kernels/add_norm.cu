@@ -7,7 +7,6 @@ namespace adder::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kKept = 32;  // values of a row that a thread keeps in registers; wider rows are read again
 
 template <typename T, int kVector>
 __device__ __forceinline__ void read(const T* from, Accumulator<T> (&to)[kVector]) {
@@ -23,31 +22,37 @@ __device__ __forceinline__ void write(T* to, const Accumulator<T> (&from)[kVecto
   *reinterpret_cast<Vector<T, kVector>*>(to) = v;
 }
 
-// The sum over the block; all threads have it. `shared` holds 4 warps' parts of kCount sums.
-template <typename R, int kCount>
-__device__ __forceinline__ void sum_block(R (&x)[kCount], R* shared) {
+// The sum over a team; all its threads have it. Where the team is the block, `shared` holds its warps' parts.
+template <int kTeam, typename R, int kCount>
+__device__ __forceinline__ void sum_team(R (&x)[kCount], R* shared) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) x[i] = sum_lanes(x[i], 32);
-  __syncthreads();  // the sums before have been read
-  if (threadIdx.x % 32 == 0)
+  for (int i = 0; i < kCount; ++i) x[i] = sum_lanes(x[i], kTeam < 32 ? kTeam : 32);
+  if constexpr (kTeam > 32) {
+    __syncthreads();  // the sums before have been read
+    if (threadIdx.x % 32 == 0)
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) shared[i * (kThreads / 32) + threadIdx.x / 32] = x[i];
-  __syncthreads();
+      for (int i = 0; i < kCount; ++i) shared[i * (kThreads / 32) + threadIdx.x / 32] = x[i];
+    __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    x[i] = 0;
+    for (int i = 0; i < kCount; ++i) {
+      x[i] = 0;
 #pragma unroll
-    for (int w = 0; w < kThreads / 32; ++w) x[i] += shared[i * (kThreads / 32) + w];
+      for (int w = 0; w < kThreads / 32; ++w) x[i] += shared[i * (kThreads / 32) + w];
+    }
   }
 }
 
-template <typename T, typename Out, int kVector>
+// Rows are dealt to teams: half a warp, a warp, or the whole block. A thread keeps up to kKept values of a row in
+// registers; wider rows are read again.
+template <typename T, typename Out, int kVector, int kTeam, int kKept>
 __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out> p) {
   using R = Accumulator<T>;
-  constexpr int kPieces = kKept / kVector;
+  constexpr int kPieces = kKept / kVector, kTeams = kThreads / kTeam;
   __shared__ R shared[2 * kThreads / 32];
-  const int64_t step = kThreads * kVector, first = threadIdx.x * kVector;
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+  const int64_t step = kTeam * kVector, first = threadIdx.x % kTeam * kVector;
+  for (int64_t base = blockIdx.x * int64_t{kTeams}; base < p.rows; base += gridDim.x * int64_t{kTeams}) {
+    const int64_t row = base + threadIdx.x / kTeam;
+    const int64_t width = row < p.rows ? p.width : 0;  // a team without a row stays with the others of its warp
     const T* x = p.x + row * p.width;
     const R* residual = p.residual != nullptr ? p.residual + row * p.width : nullptr;
     R* out = p.residual_out + row * p.width;
@@ -70,8 +75,8 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
     };
 #pragma unroll
     for (int n = 0; n < kPieces; ++n)
-      if (first + n * step < p.width) load(first + n * step, kept[n]);
-    for (int64_t i = first + kPieces * step; i < p.width; i += step) {
+      if (first + n * step < width) load(first + n * step, kept[n]);
+    for (int64_t i = first + kPieces * step; i < width; i += step) {
       R r[kVector];
       load(i, r);
     }
@@ -79,14 +84,14 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
     const auto each = [&](const auto& f) {
 #pragma unroll
       for (int n = 0; n < kPieces; ++n)
-        if (first + n * step < p.width) f(first + n * step, kept[n]);
-      for (int64_t i = first + kPieces * step; i < p.width; i += step) {
+        if (first + n * step < width) f(first + n * step, kept[n]);
+      for (int64_t i = first + kPieces * step; i < width; i += step) {
         R r[kVector];
         read<R, kVector>(out + i, r);
         f(i, r);
       }
     };
-    sum_block(sum, shared);
+    sum_team<kTeam>(sum, shared);
     R mean = 0, square = sum[0] / static_cast<R>(p.width);
     if (p.kind == NormKind::kLayer) {
       // The differences' own mean is what rounding has taken from the first one.
@@ -99,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
           sums[1] += (r[k] - mean) * (r[k] - mean);
         }
       });
-      sum_block(sums, shared);
+      sum_team<kTeam>(sums, shared);
       const R rest = sums[0] / static_cast<R>(p.width);
       mean += rest;
       square = sums[1] / static_cast<R>(p.width) - rest * rest;
@@ -114,19 +119,18 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
       for (int k = 0; k < kVector; ++k) y[k] = (r[k] - mean) * rstd * weight[k] + bias[k];
       write<Out, kVector>(p.y + row * p.width + i, y);
     });
-    if (threadIdx.x == 0) {
+    if (first == 0 && row < p.rows) {
       p.rstd[row] = rstd;
       if (p.kind == NormKind::kLayer) p.mean[row] = mean;
     }
   }
 }
 
-// A team of a warp, or of the whole block where rows are wide, takes rows in turn: the sums over rows that it keeps are
-// its part of dweight and dbias.
-template <typename T, typename Out, int kVector, int kTeam>
+// The sums over rows that a team keeps are its part of dweight and dbias.
+template <typename T, typename Out, int kVector, int kTeam, int kKept>
 __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Out> p) {
   using R = Accumulator<T>;
-  constexpr int kPieces = (kTeam == 32 ? kKept : kKept / 2) / kVector, kTeams = kThreads / kTeam;
+  constexpr int kPieces = kKept / kVector, kTeams = kThreads / kTeam;
   __shared__ R shared[2 * kThreads / 32];
   const int64_t team = static_cast<int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam;
   const int64_t teams = static_cast<int64_t>(gridDim.x) * kTeams;
@@ -141,8 +145,11 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
     for (int k = 0; k < kVector; ++k) sum[k] += x[k];
     write<R, kVector>(to, sum);
   };
-  for (int64_t row = team; row < p.rows; row += teams) {
-    const R rstd = p.rstd[row], mean = p.kind == NormKind::kLayer ? p.mean[row] : R(0);
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTeams; base < p.rows; base += teams) {
+    const int64_t row = base + threadIdx.x / kTeam;
+    const bool real = row < p.rows;
+    const int64_t width = real ? p.width : 0;
+    const R rstd = real ? p.rstd[row] : R(0), mean = real && p.kind == NormKind::kLayer ? p.mean[row] : R(0);
     const int64_t at = row * p.width;
     R sums[2] = {0, 0};  // of dy w xhat and of dy w
     const auto load = [&](int64_t i, R(&xhat)[kVector], R(&dy)[kVector]) {
@@ -168,17 +175,12 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
     R xhat[kPieces][kVector], dy[kPieces][kVector];
 #pragma unroll
     for (int n = 0; n < kPieces; ++n)
-      if (first + n * step < p.width) sum(first + n * step, xhat[n], dy[n]);
-    for (int64_t i = first + kPieces * step; i < p.width; i += step) {
+      if (first + n * step < width) sum(first + n * step, xhat[n], dy[n]);
+    for (int64_t i = first + kPieces * step; i < width; i += step) {
       R x[kVector], g[kVector];
       sum(i, x, g);
     }
-    if constexpr (kTeam == 32) {
-      sums[0] = sum_lanes(sums[0], 32);
-      sums[1] = sum_lanes(sums[1], 32);
-    } else {
-      sum_block(sums, shared);
-    }
+    sum_team<kTeam>(sums, shared);
     const R slope = sums[0] / static_cast<R>(p.width);
     const R shift = p.kind == NormKind::kLayer ? sums[1] / static_cast<R>(p.width) : R(0);
     const auto finish = [&](int64_t i, const R(&x)[kVector], const R(&g)[kVector], R(&dw)[kVector], R(&db)[kVector]) {
@@ -202,13 +204,13 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
     };
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) {
-      if (first + n * step >= p.width) continue;
+      if (first + n * step >= width) continue;
       R dw[kVector], db[kVector];
       finish(first + n * step, xhat[n], dy[n], dw, db);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) dweight[n][k] += dw[k], dbias[n][k] += db[k];
     }
-    for (int64_t i = first + kPieces * step; i < p.width; i += step) {
+    for (int64_t i = first + kPieces * step; i < width; i += step) {
       R x[kVector], g[kVector], dw[kVector], db[kVector];
       load(i, x, g);
       finish(i, x, g, dw, db);
@@ -224,14 +226,20 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
   }
 }
 
-// Teams of the backward pass, by the shape alone. A warp keeps a whole row of up to 32 values a lane.
-bool warps_are_teams(int64_t width) {
-  return width % 4 == 0 && width <= 32 * kKept;
+// How rows are divided, by their width alone: what a team of half a warp, a warp or a block keeps in registers.
+enum class Team { kHalfWarp, kWarp, kBlock };
+Team team_of(int64_t width) {
+  if (width % 4 != 0) return Team::kBlock;
+  return width <= 64 ? Team::kHalfWarp : width <= 1024 ? Team::kWarp : Team::kBlock;
 }
+int64_t teams_of_block(Team team) {
+  return team == Team::kBlock ? 1 : team == Team::kWarp ? kThreads / 32 : kThreads / 16;
+}
+// Teams of the backward pass.
 int64_t row_teams(int64_t rows, int64_t width) {
-  constexpr int64_t kWarpsOfBlock = kThreads / 32;
-  if (!warps_are_teams(width)) return std::clamp<int64_t>(rows, 1, 1024);
-  return std::clamp<int64_t>((rows + kWarpsOfBlock - 1) / kWarpsOfBlock, 1, 528) * kWarpsOfBlock;
+  const Team team = team_of(width);
+  const int64_t each = teams_of_block(team), blocks = (rows + each - 1) / each;
+  return std::clamp<int64_t>(blocks, 1, team == Team::kWarp ? 528 : 1056) * each;
 }
 
 template <typename... Pointers>
@@ -244,11 +252,14 @@ bool vectors_fit(int64_t width, const Pointers*... pointers) {
 template <typename T, typename Out>
 void add_norm_forward(const AddNormForward<T, Out>& p, CudaStream stream) {
   if (p.rows == 0) return;
-  const unsigned blocks = grid_for(p.rows, 1);
-  if (vectors_fit(p.width, p.x, p.residual, p.weight, p.bias, p.y, p.residual_out))
-    forward<T, Out, 4><<<blocks, kThreads, 0, stream>>>(p);
-  else
-    forward<T, Out, 1><<<blocks, kThreads, 0, stream>>>(p);
+  const bool vectors = vectors_fit(p.width, p.x, p.residual, p.weight, p.bias, p.y, p.residual_out);
+  const Team team = vectors ? team_of(p.width) : Team::kBlock;
+  const unsigned blocks = grid_for(p.rows, teams_of_block(team));
+  const auto kernel = team == Team::kHalfWarp ? forward<T, Out, 4, 16, 4>
+                      : team == Team::kWarp   ? forward<T, Out, 4, 32, 32>
+                      : vectors               ? forward<T, Out, 4, kThreads, 32>
+                                              : forward<T, Out, 1, kThreads, 32>;
+  kernel<<<blocks, kThreads, 0, stream>>>(p);
   check_launch("add_norm, forward");
 }
 
@@ -268,15 +279,14 @@ void add_norm_backward(const AddNormBackward<T, Out>& p, CudaStream stream) {
     return;
   }
   const int64_t teams = row_teams(p.rows, p.width);
-  const auto blocks = static_cast<unsigned>(warps_are_teams(p.width) ? teams / (kThreads / 32) : teams);
+  const Team team = team_of(p.width);
   const R* parts = static_cast<const R*>(p.workspace);
   const bool vectors = vectors_fit(p.width, p.dy, p.dresidual_out, p.residual_out, p.weight, p.dx, p.dresidual, parts);
-  if (warps_are_teams(p.width))
-    vectors ? backward<T, Out, 4, 32><<<blocks, kThreads, 0, stream>>>(p)
-            : backward<T, Out, 1, 32><<<blocks, kThreads, 0, stream>>>(p);
-  else
-    vectors ? backward<T, Out, 4, kThreads><<<blocks, kThreads, 0, stream>>>(p)
-            : backward<T, Out, 1, kThreads><<<blocks, kThreads, 0, stream>>>(p);
+  const auto kernel = team == Team::kHalfWarp
+                          ? (vectors ? backward<T, Out, 4, 16, 4> : backward<T, Out, 1, 16, 4>)
+                      : team == Team::kWarp ? (vectors ? backward<T, Out, 4, 32, 32> : backward<T, Out, 1, 32, 32>)
+                                            : (vectors ? backward<T, Out, 4, kThreads, 16> : backward<T, Out, 1, kThreads, 16>);
+  kernel<<<static_cast<unsigned>(teams / teams_of_block(team)), kThreads, 0, stream>>>(p);
   check_launch("add_norm, backward");
   sum_columns(parts, teams, p.width, StoreSum<R>{p.dweight}, "add_norm, sums of the backward pass", stream);
   if (p.dbias != nullptr)

@@ -107,4 +107,20 @@ __device__ __forceinline__ float sum_and_deal(const float (&v)[4], bool odd, boo
   return (high ? b : a) + __shfl_xor_sync(kAllLanes, high ? a : b, 2);
 }
 
+// What a step's gradients are made of, of one channel: sA and sB are the sums over states of dh a h' A and dh B, gated
+// is dy silu(z), pre is delta before softplus.
+__device__ __forceinline__ void step_gradients(float sA, float sB, float u, float delta, float pre, float gated,
+                                               float skip, bool softplus, float& du, float& ddelta) {
+  constexpr float kLn2 = 0.6931471805599453f;
+  ddelta = fmaf(kLn2, sA, u * sB);
+  const float slope = sigmoid_fast(pre);
+  ddelta *= softplus ? slope : 1.0f;
+  du = fmaf(delta, sB, skip * gated);
+}
+// y: without D and the gate.
+__device__ __forceinline__ float gate_gradient(float dy, float y, float u, float z, float skip) {
+  const float sigma = sigmoid_fast(z);
+  return dy * fmaf(skip, u, y) * sigma * fmaf(z, 1.0f - sigma, 1.0f);
+}
+
 }  // namespace adder::kernels::cuda

@@ -10,9 +10,10 @@ namespace adder::kernels::cuda {
 enum class ScanAlgorithm {
   kGeneric,  // every option
   kFast,     // 8 or 16 real states, Euler, B and C per step, no double
+  kShort,    // the same of a few steps, not packed
 };
 template <typename T>
-ScanAlgorithm choose_scan(const SelectiveScanInputs<T>& inputs);
+ScanAlgorithm choose_scan(const SelectiveScanInputs<T>& inputs, bool backward);
 
 template <typename T>
 void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream stream);
@@ -31,9 +32,9 @@ struct ScanParts {
 };
 // By the shape alone: several parts where sequences are long and few.
 template <typename T>
-ScanParts scan_parts(const SelectiveScanInputs<T>& inputs, void* workspace);
+ScanParts scan_parts(const SelectiveScanInputs<T>& inputs, bool backward);
 template <typename T>
-int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& inputs);
+int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& inputs, bool backward);
 template <typename T>
 void find_part_states(const SelectiveScanForward<T>& params, const ScanParts& parts, void* workspace,
                       CudaStream stream);
@@ -44,6 +45,8 @@ void find_part_gradients(const SelectiveScanBackward<T>& params, const ScanParts
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& params, CudaStream stream);
 template <typename T>
+void selective_scan_forward_short(const SelectiveScanForward<T>& params, CudaStream stream);
+template <typename T>
 void selective_scan_forward_generic(const SelectiveScanForward<T>& params, CudaStream stream);
 // Whether the current device has the shared memory for it (8.6 and 8.9 have too little for float32).
 template <typename T>
@@ -52,6 +55,10 @@ template <typename T>
 void selective_scan_backward_fast(const SelectiveScanBackward<T>& params, CudaStream stream);
 template <typename T>
 int64_t selective_scan_backward_fast_workspace_bytes(const SelectiveScanInputs<T>& inputs);
+template <typename T>
+void selective_scan_backward_short(const SelectiveScanBackward<T>& params, CudaStream stream);
+template <typename T>
+int64_t selective_scan_backward_short_workspace_bytes(const SelectiveScanInputs<T>& inputs);
 template <typename T>
 int64_t selective_scan_backward_generic_workspace_bytes(const SelectiveScanInputs<T>& inputs);
 template <typename T>

@@ -1,50 +1,27 @@
 #include "adder/kernels/selective_scan_fast_bwd.cuh"
 
-#include "adder/kernels/column_sums.cuh"
-#include "adder/kernels/scratch.h"
-
 namespace adder::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 4;
 
-// dB and dC (B, L, G, N) from the blocks' parts, added in order.
-template <typename T>
-__global__ void sum_blocks(const float* parts, int64_t groups, int64_t group_blocks, int64_t rows, int64_t length,
-                           int N, View4<T> dB, View4<T> dC) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x, size = rows * groups * 2 * N;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < size; i += stride) {
-    const int64_t row = i / (2 * N) % rows, g = i / (2 * N) / rows, which = i / N % 2, n = i % N;
-    float sum = 0;
-#pragma unroll 8
-    for (int64_t k = 0; k < group_blocks; ++k) sum += parts[(g * group_blocks + k) * rows * 2 * N + i % (rows * 2 * N)];
-    const View4<T>& out = which == 0 ? dB : dC;
-    out.data[row / length * out.b + row % length * out.l + g * out.g + n * out.n] = narrow<T>(sum);
-  }
-}
-
 struct Plan {
-  int64_t group_blocks, blocks, rows;
-  FastBackwardParts out;
   ScanParts parts;
   void* borders;
+  BackwardSums sums;
   size_t bytes;
 
   template <typename T>
-  Plan(const SelectiveScanInputs<T>& p, void* workspace) {
-    const int64_t block_channels = kWarps * BackwardTiles<T, 16, kWarps>::kChannels;
-    group_blocks = (p.channels / p.groups + block_channels - 1) / block_channels;
-    blocks = group_blocks * p.groups;
-    rows = p.layout.batch * p.layout.length;
-    Carver<float> carver(static_cast<std::byte*>(workspace));
-    borders = carver.take(scan_parts_workspace_bytes(p) / static_cast<int64_t>(sizeof(float)));
-    parts = scan_parts(p, borders);
-    const int64_t channel_rows = parts.count * p.layout.sequences * p.channels;
-    out.dBC = carver.take(blocks * rows * 2 * p.state);
-    out.dA = carver.take(channel_rows * p.state);
-    out.dD = carver.take(channel_rows);
-    out.dbias = carver.take(channel_rows);
-    bytes = carver.used();
+  Plan(const SelectiveScanInputs<T>& p, void* workspace) : Plan(p, Carver<float>(static_cast<std::byte*>(workspace))) {}
+
+ private:
+  template <typename T>
+  Plan(const SelectiveScanInputs<T>& p, Carver<float> carver)
+      : parts(scan_parts(p, true)),
+        borders(carver.take(scan_parts_workspace_bytes(p, true) / static_cast<int64_t>(sizeof(float)))),
+        sums(p, kWarps * BackwardTiles<T, 16, kWarps>::kChannels, parts.count * p.layout.sequences, carver),
+        bytes(carver.used()) {
+    parts.begins = static_cast<const float*>(borders);
   }
 };
 
@@ -71,8 +48,8 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
       stride(p.du.l),
       stride(p.ddelta.l),
       stride(p.dz.l)};
-  const auto blocks = static_cast<unsigned>(plan.blocks * p.layout.sequences * plan.parts.count);
-  kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, strides, plan.out, plan.parts);
+  const auto blocks = static_cast<unsigned>(plan.sums.blocks * p.layout.sequences * plan.parts.count);
+  kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, strides, plan.sums, plan.parts);
   check_launch("selective_scan, fast backward");
 }
 
@@ -102,21 +79,9 @@ template <typename T>
 void selective_scan_backward_fast(const SelectiveScanBackward<T>& p, CudaStream stream) {
   const Plan plan(p, p.workspace);
   if (plan.parts.count > 1) find_part_gradients(p, plan.parts, plan.borders, stream);
-  if (plan.blocks * p.layout.sequences > 0)
+  if (plan.sums.blocks * p.layout.sequences > 0)
     p.state == 8 ? launch<T, 8>(p, plan, stream) : launch<T, 16>(p, plan, stream);
-  const auto reduce = [&](const float* parts, int64_t size, float* out) {
-    if (out != nullptr)
-      sum_columns(parts, plan.parts.count * p.layout.sequences, size, StoreSum<float>{out},
-                  "selective_scan, sums of the backward pass", stream);
-  };
-  reduce(plan.out.dA, p.channels * p.state, p.dA);
-  reduce(plan.out.dD, p.channels, p.dD);
-  reduce(plan.out.dbias, p.channels, p.ddelta_bias);
-  if (const int64_t size = plan.rows * p.groups * 2 * p.state; size > 0)
-    sum_blocks<T><<<grid_for(size, 256), 256, 0, stream>>>(plan.out.dBC, p.groups, plan.group_blocks, plan.rows,
-                                                           p.layout.length, static_cast<int>(p.state), p.dB_step,
-                                                           p.dC_step);
-  check_launch("selective_scan, sums of the backward pass");
+  add_backward_sums(p, plan.sums, stream);
 }
 
 #define ADDER_INSTANTIATE(T)                                                                    \

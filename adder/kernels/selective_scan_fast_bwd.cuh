@@ -1,19 +1,10 @@
 #pragma once
 
 #include "adder/kernels/scan_tiles.cuh"
+#include "adder/kernels/selective_scan_sums.cuh"
 
 // The kernel of the fast backward scan.
 namespace adder::kernels::cuda {
-
-constexpr float kLn2 = 0.6931471805599453f;
-
-// Where the kernel leaves its sums: of dB and dC for each block of channels, and those over steps for each part of each
-// sequence.
-struct FastBackwardParts {
-  float* dBC;         // (blocks, B L, 2, N)
-  float* dA;          // (parts, S, D, N)
-  float *dD, *dbias;  // (parts, S, D)
-};
 
 // The layout of the forward kernel. A chunk of 16 steps is loaded and prepared at a time, from the last; it is done in
 // two halves of 8 steps: the states forward from the saved one, with a_t and a_t h_(t-1) kept in registers, then the
@@ -48,7 +39,7 @@ struct BackwardStrides {
 template <typename T, int N, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardStrides strides,
-                  const FastBackwardParts out, const ScanParts parts) {
+                  const BackwardSums out, const ScanParts parts) {
   using Tiles = BackwardTiles<T, N, kWarpsEach>;
   constexpr int kSteps = Tiles::kSteps, kHalf = Tiles::kHalf, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
@@ -263,10 +254,8 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       for (int c = 0; c < 2; ++c) {
         const float sA = sum_and_deal(by_A[c], odd, high), sB = sum_and_deal(by_B[c], odd, high);
         const float u = c == 0 ? x.x : x.y;
-        ddelta[c] = fmaf(kLn2, sA, u * sB);
-        const float slope = sigmoid_fast((c == 0 ? pre.x : pre.y) + bias[c]);
-        ddelta[c] *= p.delta_softplus ? slope : 1.0f;
-        du[c] = fmaf(step[2 * c], sB, skip[c] * gated[c]);
+        step_gradients(sA, sB, u, step[2 * c], (c == 0 ? pre.x : pre.y) + bias[c], gated[c], skip[c], p.delta_softplus,
+                       du[c], ddelta[c]);
         if (!kPlain && !counted) ddelta[c] = du[c] = 0;
         dskip[c] = fmaf(gated[c], kPlain || counted ? u : 0.0f, dskip[c]);
         dbias[c] += counted ? ddelta[c] : 0.0f;
@@ -275,9 +264,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         const float2 dy = pair(&raw.dy[t][2 * group]), z = pair(&raw.z[t][2 * group]);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float gate = c == 0 ? z.x : z.y, sigma = sigmoid_fast(gate);
-          dz[c] = (c == 0 ? dy.x : dy.y) * fmaf(skip[c], c == 0 ? x.x : x.y, y[four][c]) * sigma *
-                  fmaf(gate, 1.0f - sigma, 1.0f);
+          dz[c] = gate_gradient(c == 0 ? dy.x : dy.y, y[four][c], c == 0 ? x.x : x.y, c == 0 ? z.x : z.y, skip[c]);
           if (!kPlain && !counted) dz[c] = 0;
         }
       }
@@ -357,7 +344,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     if (!real[c]) continue;
-    store_floats(&out.dA[(row * p.channels + d + c) * N + q * kStates], dA[c]);
+    store_floats(out.A_sum(row, N, d + c) + q * kStates, dA[c]);
     if (p.dinitial_state != nullptr && part == 0)
       store_floats(&p.dinitial_state[(s * p.channels + d + c) * N + q * kStates], dh[c]);
   }
@@ -367,8 +354,9 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     dskip[c] = sum_lanes(dskip[c], 4);
     dbias[c] = sum_lanes(dbias[c], 4);
     if (q == 0 && real[c]) {
-      out.dD[row * p.channels + d + c] = dskip[c];
-      out.dbias[row * p.channels + d + c] = dbias[c];
+      float* const to = out.skip_sum(row, p.channels, N, d + c);
+      to[0] = dskip[c];
+      to[p.channels] = dbias[c];
     }
   }
 }

@@ -280,7 +280,8 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
 
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& p, CudaStream stream) {
-  const ScanParts parts = scan_parts<T>(p, p.workspace);
+  ScanParts parts = scan_parts<T>(p, false);
+  parts.begins = static_cast<const float*>(p.workspace);
   if (parts.count > 1) find_part_states(p, parts, p.workspace, stream);
   p.state == 8 ? launch<T, 8>(p, parts, stream) : launch<T, 16>(p, parts, stream);
 }

@@ -184,18 +184,36 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 }
 
-// Passes on what each part begins with: in time, or against it.
-__global__ void pass_on(const float* first, int64_t states, int64_t count, bool backward, const float* decays,
-                        const float* sums, float* begins) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= states) return;
-  float state = first != nullptr ? first[i] : 0.0f;
-  for (int64_t k = 0; k + 1 < count; ++k) {
-    const int64_t from = backward ? count - 1 - k : k, to = backward ? from - 1 : from + 1;
-    // What is multiplied by nothing does not come through, an infinity neither.
-    const float decay = decays[from * states + i];
-    state = sums[from * states + i] + (decay == 0.0f ? 0.0f : decay * state);
-    begins[to * states + i] = state;
+// What is multiplied by nothing does not come through, an infinity neither.
+__device__ __forceinline__ float decayed(float decay, float state) {
+  return decay == 0.0f || state == 0.0f ? 0.0f : decay * state;
+}
+
+// Passes on what each part begins with: in time, or against it. A thread takes some parts that follow one another, the
+// threads of a column (threadIdx.y) all parts of one state.
+__global__ void __launch_bounds__(1024) pass_on(const float* first, int64_t states, int64_t count, bool backward,
+                                                const float* decays, const float* sums, float* begins) {
+  __shared__ float decay_of[32][32], sum_of[32][32];
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  const int64_t i = blockIdx.x * int64_t{32} + x, each = (count - 2 + blockDim.y) / blockDim.y;
+  const int64_t begin = y * each, end = i < states ? min(begin + each, count - 1) : begin;
+  const auto at = [&](int64_t k) { return (backward ? count - 1 - k : k) * states + i; };
+  float decay = 1, sum = 0;
+#pragma unroll 4
+  for (int64_t k = begin; k < end; ++k) {
+    const float part = decays[at(k)];
+    sum = sums[at(k)] + decayed(part, sum);
+    decay = decayed(part, decay);
+  }
+  decay_of[y][x] = decay;
+  sum_of[y][x] = sum;
+  __syncthreads();
+  float state = first != nullptr && i < states ? first[i] : 0.0f;
+  for (int w = 0; w < y; ++w) state = sum_of[w][x] + decayed(decay_of[w][x], state);
+#pragma unroll 4
+  for (int64_t k = begin; k < end; ++k) {
+    state = sums[at(k)] + decayed(decays[at(k)], state);
+    begins[at(k + 1)] = state;
   }
 }
 
@@ -232,31 +250,34 @@ void find(const SelectiveScanInputs<T>& p, const View3<const T>* dy, const float
     p.state == 8 ? walk<T, 8, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream)
                  : walk<T, 16, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream);
   }
-  pass_on<<<grid_for(states, 128), 128, 0, stream>>>(first, states, parts.count, dy != nullptr, decays, sums, begins);
+  const dim3 threads(32, static_cast<unsigned>(std::min<int64_t>(parts.count - 1, 32)));
+  pass_on<<<static_cast<unsigned>((states + 31) / 32), threads, 0, stream>>>(first, states, parts.count, dy != nullptr,
+                                                                             decays, sums, begins);
   check_launch("selective_scan, states of parts");
 }
 
 }  // namespace
 
 template <typename T>
-ScanParts scan_parts(const SelectiveScanInputs<T>& p, void* workspace) {
+ScanParts scan_parts(const SelectiveScanInputs<T>& p, bool backward) {
   ScanParts parts;
   const int64_t group_channels = p.groups > 0 ? p.channels / p.groups : 0;
   const int64_t tiles = p.layout.sequences * p.groups * ((group_channels + 15) / 16);
   parts.steps = std::max<int64_t>(p.layout.length, 1);
-  // About 1,056 warps fill a large GPU; a part has at least 256 steps, or the borders would cost more than they bring.
-  constexpr int64_t kFull = 1056, kShortest = 256;
-  if (tiles == 0 || tiles > kFull / 2 || p.layout.length < 2 * kShortest) return parts;
+  // About 1,056 warps fill a large GPU. The borders take as long as about 100 steps of a part, 50 of the backward pass,
+  // and then, step for step, as long as the forward pass itself, a third of the backward one.
+  constexpr int64_t kFull = 1056, kShortest = kCudaScanChunk;
+  if (tiles == 0) return parts;
   const int64_t wanted = std::min(kFull / tiles, p.layout.length / kShortest);
+  if (wanted < (backward ? 2 : 3) || p.layout.length < (backward ? 96 : 160)) return parts;
   parts.steps = ((p.layout.length + wanted - 1) / wanted + 15) / 16 * 16;
   parts.count = (p.layout.length + parts.steps - 1) / parts.steps;
-  parts.begins = static_cast<const float*>(workspace);
   return parts;
 }
 
 template <typename T>
-int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& p) {
-  const ScanParts parts = scan_parts(p, nullptr);
+int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>& p, bool backward) {
+  const ScanParts parts = scan_parts(p, backward);
   if (parts.count == 1) return 0;
   return 3 * parts.count * p.layout.sequences * p.channels * p.state * static_cast<int64_t>(sizeof(float));
 }
@@ -272,8 +293,8 @@ void find_part_gradients(const SelectiveScanBackward<T>& p, const ScanParts& par
 }
 
 #define ADDER_INSTANTIATE(T)                                                                           \
-  template ScanParts scan_parts(const SelectiveScanInputs<T>&, void*);                                 \
-  template int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>&);                          \
+  template ScanParts scan_parts(const SelectiveScanInputs<T>&, bool);                                  \
+  template int64_t scan_parts_workspace_bytes(const SelectiveScanInputs<T>&, bool);                    \
   template void find_part_states(const SelectiveScanForward<T>&, const ScanParts&, void*, CudaStream); \
   template void find_part_gradients(const SelectiveScanBackward<T>&, const ScanParts&, void*, CudaStream);
 ADDER_INSTANTIATE(float)

@@ -106,12 +106,73 @@ __global__ void softmax(const SoftmaxRows<T> p) {
   }
 }
 
-constexpr int kSumThreads = 512;
+// Up to kTeam * kEach logits: a team of lanes has a row in registers. What the target's logit leaves over is added
+// beside it, so that nothing cancels where its share is nearly 1.
+template <typename T, int kTeam, int kEach>
+__global__ void __launch_bounds__(128) softmax_narrow(const SoftmaxRows<T> p) {
+  using R = Accumulator<T>;
+  const int lane = static_cast<int>(threadIdx.x) % kTeam;
+  const R scale = p.scale_there != nullptr ? *p.scale_there : p.scale;
+  const int64_t teams = gridDim.x * int64_t{128 / kTeam};
+  for (int64_t base = blockIdx.x * int64_t{128 / kTeam}; base < p.rows; base += teams) {
+    const int64_t row = base + threadIdx.x / kTeam;
+    const bool real = row < p.rows;  // a team without a row stays with the others of its warp
+    T* const logits = p.logits + row * p.vocab;
+    R x[kEach], largest = -static_cast<R>(INFINITY);
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int i = lane + k * kTeam;
+      x[k] = real && i < p.vocab ? widen(logits[i]) : -static_cast<R>(INFINITY);
+      largest = larger(largest, x[k]);
+    }
+#pragma unroll
+    for (int step = kTeam / 2; step > 0; step /= 2)
+      largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    const bool nan = isnan(largest);
+    const int64_t target = real ? p.targets[row] : p.ignore_index;
+    const bool ignored = target == p.ignore_index, valid = target >= 0 && target < p.vocab;
+    int place = static_cast<int>(p.vocab);
+    R others = 0, own = 0, at_target = 0, e[kEach];
+#pragma unroll
+    for (int k = kEach - 1; k >= 0; --k) {
+      const int i = lane + k * kTeam;
+      e[k] = i < p.vocab ? exponential_of(x[k] - largest) : R(0);
+      (i == target ? own : others) += e[k];
+      at_target += i == target ? x[k] : R(0);
+      if (i < p.vocab && (nan ? isnan(x[k]) : x[k] == largest)) place = i;
+    }
+    others = sum_lanes(others, kTeam);
+    own = sum_lanes(own, kTeam);
+    at_target = sum_lanes(at_target, kTeam);
+#pragma unroll
+    for (int step = kTeam / 2; step > 0; step /= 2) place = min(place, __shfl_xor_sync(kAllLanes, place, step));
+    const R sum = others + own;
+    if (lane == 0 && real) {
+      p.predictions[row] = min(static_cast<int64_t>(place), p.vocab - 1);
+      const R loss = at_target == largest ? log1p(others) : log(sum) + (largest - at_target);
+      p.losses[row] = ignored ? R(0) : valid ? loss : static_cast<R>(NAN);
+    }
+    if (!p.write_gradient) continue;
+    const R factor = scale / sum;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int i = lane + k * kTeam;
+      if (real && i < p.vocab)
+        logits[i] = narrow<T>(ignored       ? R(0)
+                              : !valid      ? static_cast<R>(NAN)
+                              : i == target ? -others * factor
+                                            : e[k] * factor);
+    }
+  }
+}
+
+constexpr int kSumThreads = 1024;
 
 template <typename R>
 __global__ void scale_of(const int64_t* targets, int64_t rows, int64_t ignore_index, R* scale) {
   __shared__ int64_t shared[kSumThreads];
   int64_t count = 0;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) count += targets[i] != ignore_index ? 1 : 0;
   count = reduce_block(count, shared, [](int64_t& a, int64_t b) { a += b; });
   if (threadIdx.x == 0) *scale = R(1) / static_cast<R>(max(count, int64_t{1}));
@@ -121,6 +182,7 @@ template <typename R>
 __global__ void mean_of(const R* losses, int64_t rows, const R* scale, R* loss) {
   __shared__ double shared[kSumThreads];
   double sum = 0;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) sum += losses[i];
   sum = reduce_block(sum, shared, [](double& a, double b) { a += b; });
   if (threadIdx.x == 0) *loss = static_cast<R>(sum * static_cast<double>(*scale));
@@ -131,9 +193,16 @@ __global__ void mean_of(const R* losses, int64_t rows, const R* scale, R* loss) 
 template <typename T>
 void softmax_rows(const SoftmaxRows<T>& p, CudaStream stream) {
   if (p.rows == 0) return;
+  if (p.vocab <= 256) {
+    if (p.vocab <= 32)
+      softmax_narrow<T, 8, 4><<<grid_for(p.rows, 128 / 8), 128, 0, stream>>>(p);
+    else
+      softmax_narrow<T, 32, 8><<<grid_for(p.rows, 128 / 32), 128, 0, stream>>>(p);
+    return check_launch("linear_cross_entropy, softmax");
+  }
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const bool vectors = p.vocab % kVector == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
-  const int threads = p.vocab <= 256 ? 32 : p.vocab <= 4096 ? 128 : 512;
+  const int threads = p.vocab <= 4096 ? 128 : 512;
   const unsigned blocks = grid_for(p.rows, 1);
   const int64_t row_bytes = p.vocab * static_cast<int64_t>(sizeof(T));
   constexpr int64_t kMostShared = 102 * 1024;  // two blocks then share a processor

@@ -148,6 +148,22 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
     s.L = 200;
     s.cu_seqlens = {0, 1, 1, 66, 130, 197, 200, 200};
   });
+  // A few steps: on the GPU kernels that walk through the batch, here also with more sequences than walkers.
+  for (const int64_t L : {4, 5, 7, 8, 9, 12}) usual("L" + std::to_string(L), [=](auto& s) { s.L = L; });
+  const auto few = [&](const std::string& name, int64_t L, auto change) {
+    usual("few_" + name, [&](ScanShape& s) {
+      s.L = L;
+      change(s);
+    });
+  };
+  few("groups6", 3, [](auto& s) { s.G = 6; });
+  few("D130", 6, [](auto& s) { s.D = 130; });
+  few("D7", 4, [](auto& s) { s.D = 7; });
+  few("mask", 8, [](auto& s) { s.mask = true; });
+  few("reverse_mask", 7, [](auto& s) { s.reverse = s.mask = true; });
+  few("strided", 4, [](auto& s) { s.strided = true; });
+  few("nothing_optional", 2, [](auto& s) { s.skip = s.gate = s.bias = s.softplus = s.initial = false; });
+  few("many_sequences", 3, [](auto& s) { s.B = 300, s.D = 520; });
   // Long enough to be cut into parts, with states that fade between them and with states that do not.
   for (const int64_t L : {511, 512, 600, 1500}) usual("L" + std::to_string(L), [=](auto& s) { s.L = L, s.D = 20; });
   const auto lasting = [](ScanShape& s) {

@@ -1,0 +1,222 @@
+#include "adder/kernels/selective_scan_short.cuh"
+#include "adder/kernels/selective_scan_sums.cuh"
+
+namespace adder::kernels::cuda {
+namespace {
+
+// The sum over the lanes with this quarter of the states; where `mine` is true, the lane has the one of state `at`.
+template <int kStates>
+struct SumOverChannels {
+  static_assert(kStates == 2 || kStates == 4);
+  int at;
+  bool mine;
+  __device__ explicit SumOverChannels(int lane) {
+    at = kStates == 4 ? (lane >> 4 & 1) * 2 + (lane >> 3 & 1) : lane >> 4 & 1;
+    mine = kStates == 4 ? (lane & 4) == 0 : (lane & 12) == 0;
+  }
+  __device__ float operator()(const float (&v)[kStates], int lane) const {
+    const bool upper = lane & 16;
+    float sum;
+    if constexpr (kStates == 4) {
+      const float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(kAllLanes, upper ? v[0] : v[2], 16);
+      const float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(kAllLanes, upper ? v[1] : v[3], 16);
+      const bool second = lane & 8;
+      sum = (second ? b : a) + __shfl_xor_sync(kAllLanes, second ? a : b, 8);
+    } else {
+      sum = (upper ? v[1] : v[0]) + __shfl_xor_sync(kAllLanes, upper ? v[0] : v[1], 16);
+      sum += __shfl_xor_sync(kAllLanes, sum, 8);
+    }
+    return sum + __shfl_xor_sync(kAllLanes, sum, 4);
+  }
+};
+
+// Up to kSteps steps.
+template <typename T, int N, int kSteps>
+__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 4 : 2)
+    short_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
+  constexpr int kStates = N / 4, kFours = kSteps / 4;
+  __shared__ float sums[2][kShortWarps][kSteps][2][N];  // dB and dC of the warps' channels
+  const ShortLane<T, N> lane(p);
+  const int q = lane.q, thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const bool odd = q & 1, high = q & 2;
+  const SumOverChannels<kStates> sum_over_channels(thread % 32);
+  float dA[2][kStates] = {}, dskip[2] = {}, dbias[2] = {};
+  int buffer = 0;
+  for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y, buffer ^= 1) {
+    const SequenceRows rows(p.layout, s);
+    const int length = static_cast<int>(rows.length);
+    float h[2][kStates], dh[2][kStates];
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        h[c][n] = lane.real[c] ? p.border_states[lane.state(p, rows.chunk, c) + n] : 0.0f;
+        dh[c][n] = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[lane.state(p, s, c) + n] : 0.0f;
+      }
+    float pre[kFours][2], u[kFours][2], z[kFours][2] = {}, dy[kFours][2], gated[kFours][2], delta[kFours][2],
+        input[kFours][2], y[kFours][2];
+    float a[kSteps][2][kStates], m[kSteps][2][kStates];
+    unsigned live[kFours];
+    const auto sum_to = [&](int j, int which) { return &sums[buffer][warp][j][which][q * kStates + sum_over_channels.at]; };
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const int64_t t = rows.time(4 * i + q);
+      const bool counted = 4 * i + q < length && counts(p.layout.mask, rows.b, t);
+      live[i] = __ballot_sync(kAllLanes, counted);
+      lane.values(p.delta, rows.b, t, counted, pre[i]);
+      lane.values(p.u, rows.b, t, counted, u[i]);
+      lane.values(p.dy, rows.b, t, counted, dy[i]);
+      if (p.z.data != nullptr) lane.values(p.z, rows.b, t, counted, z[i]);
+      lane.step(p, pre[i], u[i], counted, delta[i], input[i]);
+      float part[2][4] = {};
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+        gated[i][c] = p.z.data != nullptr ? dy[i][c] * z[i][c] * sigmoid_fast(z[i][c]) : dy[i][c];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int j = 4 * i + k;
+        if (j >= length) break;
+        float B[kStates], C[kStates], dC[kStates];
+        lane.states(p.B_step, rows.b, rows.time(j), live[i] >> k & 1, B);
+        lane.states(p.C_step, rows.b, rows.time(j), live[i] >> k & 1, C);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
+          const float dy_k = of_step(gated[i][c], k);
+#pragma unroll
+          for (int n = 0; n < kStates; ++n) {
+            a[j][c][n] = exp2_fast(delta_k * lane.A[c][n]);
+            m[j][c][n] = a[j][c][n] * h[c][n];
+            h[c][n] = fmaf(input_k, B[n], m[j][c][n]);
+            part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
+            dC[n] = c == 0 ? dy_k * h[c][n] : fmaf(dy_k, h[c][n], dC[n]);
+          }
+        }
+        const float sum = sum_over_channels(dC, thread % 32);
+        if (sum_over_channels.mine) *sum_to(j, 1) = sum;
+      }
+#pragma unroll
+      for (int c = 0; c < 2; ++c) y[i][c] = sum_and_deal(part[c], odd, high);
+    }
+#pragma unroll
+    for (int i = kFours - 1; i >= 0; --i) {
+      float by_A[2][4] = {}, by_B[2][4] = {};
+#pragma unroll
+      for (int k = 3; k >= 0; --k) {
+        const int j = 4 * i + k;
+        if (j >= length) continue;
+        float B[kStates], C[kStates], dB[kStates];
+        lane.states(p.B_step, rows.b, rows.time(j), live[i] >> k & 1, B);
+        lane.states(p.C_step, rows.b, rows.time(j), live[i] >> k & 1, C);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
+          const float dy_k = of_step(gated[i][c], k);
+#pragma unroll
+          for (int n = 0; n < kStates; ++n) {
+            dh[c][n] = fmaf(dy_k, C[n], dh[c][n]);
+            const float w = dh[c][n] * m[j][c][n];
+            by_A[c][k] = n == 0 ? w * lane.A[c][n] : fmaf(w, lane.A[c][n], by_A[c][k]);
+            dA[c][n] = fmaf(w, delta_k, dA[c][n]);
+            dB[n] = c == 0 ? input_k * dh[c][n] : fmaf(input_k, dh[c][n], dB[n]);
+            by_B[c][k] = n == 0 ? B[n] * dh[c][n] : fmaf(B[n], dh[c][n], by_B[c][k]);
+            dh[c][n] *= a[j][c][n];
+          }
+        }
+        const float sum = sum_over_channels(dB, thread % 32);
+        if (sum_over_channels.mine) *sum_to(j, 0) = sum;
+      }
+      const int j = 4 * i + q;
+      const bool there = j < length, counted = live[i] >> q & 1;
+      float du[2], ddelta[2], dz[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float sA = sum_and_deal(by_A[c], odd, high), sB = sum_and_deal(by_B[c], odd, high);
+        step_gradients(sA, sB, u[i][c], delta[i][c], pre[i][c] + lane.bias[c], gated[i][c], lane.skip[c],
+                       p.delta_softplus, du[c], ddelta[c]);
+        dz[c] = gate_gradient(dy[i][c], y[i][c], u[i][c], z[i][c], lane.skip[c]);
+        if (!counted) du[c] = ddelta[c] = dz[c] = 0;
+        dskip[c] = fmaf(gated[i][c], u[i][c], dskip[c]);
+        dbias[c] += ddelta[c];
+      }
+      const int64_t t = rows.time(j);
+      lane.store(p.du, rows.b, t, there, du);
+      lane.store(p.ddelta, rows.b, t, there, ddelta);
+      if (p.dz.data != nullptr) lane.store(p.dz, rows.b, t, there, dz);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      if (p.dinitial_state != nullptr)
+        store_floats_if(lane.real[c], &p.dinitial_state[lane.state(p, s, c)], dh[c]);
+    __syncthreads();  // all warps' dB and dC are there; the other buffer is free after the next of these
+    for (int i = thread; i < length * 2 * N; i += 32 * kShortWarps) {
+      const int j = i / (2 * N);
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kShortWarps; ++w) sum += (&sums[buffer][w][0][0][0])[i];
+      out.dBC[((lane.block * p.layout.batch + rows.b) * p.layout.length + rows.time(j)) * 2 * N + i % (2 * N)] = sum;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    store_floats_if(lane.real[c], out.A_sum(blockIdx.y, N, lane.d + c) + q * kStates, dA[c]);
+    dskip[c] = sum_lanes(dskip[c], 4);
+    dbias[c] = sum_lanes(dbias[c], 4);
+    if (q == 0 && lane.real[c]) {
+      float* const to = out.skip_sum(blockIdx.y, p.channels, N, lane.d + c);
+      to[0] = dskip[c];
+      to[p.channels] = dbias[c];
+    }
+  }
+}
+
+struct Plan {
+  int64_t walkers;
+  BackwardSums sums;
+  size_t bytes;
+
+  template <typename T>
+  Plan(const SelectiveScanInputs<T>& p, void* workspace) : Plan(p, Carver<float>(static_cast<std::byte*>(workspace))) {}
+
+ private:
+  static constexpr int64_t kBlock = kShortWarps * kShortChannels;
+  template <typename T>
+  Plan(const SelectiveScanInputs<T>& p, Carver<float> carver)
+      : walkers(short_scan_walkers(p.layout,
+                                   (p.channels / p.groups + kBlock - 1) / kBlock * p.groups * kShortWarps)),
+        sums(p, kBlock, walkers, carver),
+        bytes(carver.used()) {}
+};
+
+template <typename T, int N>
+void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
+  const dim3 grid(static_cast<unsigned>(plan.sums.blocks), static_cast<unsigned>(plan.walkers));
+  if (p.layout.length <= 4)
+    short_backward<T, N, 4><<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);
+  else
+    short_backward<T, N, 8><<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);
+  check_launch("selective_scan, backward of a few steps");
+}
+
+}  // namespace
+
+template <typename T>
+int64_t selective_scan_backward_short_workspace_bytes(const SelectiveScanInputs<T>& p) {
+  return static_cast<int64_t>(Plan(p, nullptr).bytes);
+}
+
+template <typename T>
+void selective_scan_backward_short(const SelectiveScanBackward<T>& p, CudaStream stream) {
+  const Plan plan(p, p.workspace);
+  if (plan.sums.blocks > 0) p.state == 8 ? launch<T, 8>(p, plan, stream) : launch<T, 16>(p, plan, stream);
+  add_backward_sums(p, plan.sums, stream);
+}
+
+#define ADDER_INSTANTIATE(T)                                                                     \
+  template int64_t selective_scan_backward_short_workspace_bytes(const SelectiveScanInputs<T>&); \
+  template void selective_scan_backward_short(const SelectiveScanBackward<T>&, CudaStream);
+ADDER_INSTANTIATE(float)
+ADDER_INSTANTIATE(bfloat16)
+ADDER_INSTANTIATE(float16)
+
+}  // namespace adder::kernels::cuda

@@ -1,0 +1,85 @@
+#include "adder/kernels/selective_scan_short.cuh"
+
+namespace adder::kernels::cuda {
+namespace {
+
+template <typename T, int N>
+__global__ void __launch_bounds__(32 * kShortWarps, 8)
+    short_forward(const __grid_constant__ SelectiveScanForward<T> p) {
+  constexpr int kStates = N / 4;
+  const ShortLane<T, N> lane(p);
+  const int q = lane.q;
+  const bool odd = q & 1, high = q & 2;
+  for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y) {
+    const SequenceRows rows(p.layout, s);
+    const int length = static_cast<int>(rows.length);
+    float h[2][kStates];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+      for (int n = 0; n < kStates; ++n)
+        h[c][n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[lane.state(p, s, c) + n] : 0.0f;
+      if (p.border_states != nullptr)
+        store_floats_if(lane.real[c], &p.border_states[lane.state(p, rows.chunk, c)], h[c]);
+    }
+    for (int j0 = 0; j0 < length; j0 += 4) {
+      const int64_t t = rows.time(j0 + q);
+      const bool there = j0 + q < length, counted = there && counts(p.layout.mask, rows.b, t);
+      const unsigned live = __ballot_sync(kAllLanes, counted);
+      float pre[2], u[2], z[2] = {}, delta[2], input[2], part[2][4] = {};
+      lane.values(p.delta, rows.b, t, counted, pre);
+      lane.values(p.u, rows.b, t, counted, u);
+      if (p.z.data != nullptr) lane.values(p.z, rows.b, t, counted, z);
+      lane.step(p, pre, u, counted, delta, input);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (j0 + k >= length) break;
+        float B[kStates], C[kStates];
+        const bool counted_k = live >> k & 1;
+        lane.states(p.B_step, rows.b, rows.time(j0 + k), counted_k, B);
+        lane.states(p.C_step, rows.b, rows.time(j0 + k), counted_k, C);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float delta_k = of_step(delta[c], k), input_k = of_step(input[c], k);
+#pragma unroll
+          for (int n = 0; n < kStates; ++n) {
+            h[c][n] = fmaf(exp2_fast(delta_k * lane.A[c][n]), h[c][n], input_k * B[n]);
+            part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
+          }
+        }
+      }
+      float y[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        y[c] = fmaf(lane.skip[c], u[c], sum_and_deal(part[c], odd, high));
+        if (p.z.data != nullptr) y[c] *= z[c] * sigmoid_fast(z[c]);
+        if (!counted) y[c] = 0;
+      }
+      lane.store(p.y, rows.b, t, there, y);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) store_floats_if(lane.real[c], &p.final_state[lane.state(p, s, c)], h[c]);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void selective_scan_forward_short(const SelectiveScanForward<T>& p, CudaStream stream) {
+  constexpr int64_t kBlock = kShortWarps * kShortChannels;
+  const int64_t blocks = (p.channels / p.groups + kBlock - 1) / kBlock * p.groups;
+  if (blocks * p.layout.sequences == 0) return;
+  const dim3 grid(static_cast<unsigned>(blocks),
+                  static_cast<unsigned>(short_scan_walkers(p.layout, blocks * kShortWarps)));
+  if (p.state == 8)
+    short_forward<T, 8><<<grid, 32 * kShortWarps, 0, stream>>>(p);
+  else
+    short_forward<T, 16><<<grid, 32 * kShortWarps, 0, stream>>>(p);
+  check_launch("selective_scan, forward of a few steps");
+}
+
+template void selective_scan_forward_short(const SelectiveScanForward<float>&, CudaStream);
+template void selective_scan_forward_short(const SelectiveScanForward<bfloat16>&, CudaStream);
+template void selective_scan_forward_short(const SelectiveScanForward<float16>&, CudaStream);
+
+}  // namespace adder::kernels::cuda

@@ -1,0 +1,100 @@
+#pragma once
+
+#include "adder/kernels/column_sums.cuh"
+#include "adder/kernels/cuda_vectors.cuh"
+#include "adder/kernels/scratch.h"
+#include "adder/kernels/selective_scan_cuda.h"
+
+// Where the backward scans leave what is to be added over channels or over sequences, and the kernels that add it, in an
+// order that the shape fixes.
+namespace adder::kernels::cuda {
+
+struct BackwardSums {
+  int64_t group_blocks, blocks;  // blocks of channels in a group, and in all
+  int64_t rows;                  // B L
+  int64_t count;                 // rows of `channel`
+  int64_t channel_row;           // values in one of them, a multiple of 4
+  float* dBC;                    // (blocks, B L, 2, N)
+  float* channel;                // (count, channel_row): dA (D, N), dD (D), ddelta_bias (D)
+
+  template <typename T>
+  BackwardSums(const SelectiveScanInputs<T>& p, int64_t block_channels, int64_t channel_rows, Carver<float>& carver) {
+    group_blocks = (p.channels / p.groups + block_channels - 1) / block_channels;
+    blocks = group_blocks * p.groups;
+    rows = p.layout.batch * p.layout.length;
+    count = channel_rows;
+    channel_row = (p.channels * (p.state + 2) + 3) / 4 * 4;
+    dBC = carver.take(blocks * rows * 2 * p.state);
+    channel = carver.take(count * channel_row);
+  }
+  // A channel's dD; ddelta_bias follows p.channels values later.
+  __device__ float* skip_sum(int64_t k, int64_t channels, int N, int64_t d) const {
+    return channel + k * channel_row + channels * N + d;
+  }
+  __device__ float* A_sum(int64_t k, int N, int64_t d) const { return channel + k * channel_row + d * N; }
+};
+
+// dB and dC (B, L, G, N) from the blocks' parts; four states a thread.
+template <typename T, int N>
+__global__ void __launch_bounds__(128)
+    sum_blocks(const BackwardSums sums, int64_t groups, int64_t length, View4<T> dB, View4<T> dC) {
+  constexpr int kOfRow = 2 * N / 4;
+  const int64_t i = blockIdx.x * int64_t{128} + threadIdx.x, row = i / kOfRow;
+  if (row >= sums.rows) return;
+  const View4<T>& out = i % kOfRow < N / 4 ? dB : dC;
+  const int64_t n = i % (N / 4) * 4;
+  const int64_t b = sums.rows >> 31 == 0 ? static_cast<unsigned>(row) / static_cast<unsigned>(length) : row / length;
+  T* const to = out.data + b * out.b + (row - b * length) * out.l + n * out.n;
+  const bool together = out.n == 1 && reinterpret_cast<uintptr_t>(out.data) % (4 * sizeof(T)) == 0 &&
+                        (out.b | out.l | out.g) % 4 == 0;
+  for (int64_t g = blockIdx.y; g < groups; g += gridDim.y) {
+    const float* const from = sums.dBC + g * sums.group_blocks * sums.rows * 2 * N + 4 * i;
+    float sum[4] = {};
+#pragma unroll 8
+    for (int64_t k = 0; k < sums.group_blocks; ++k) {
+      float part[4];
+      load_floats(part, from + k * sums.rows * 2 * N);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[c] += part[c];
+    }
+    if (together)
+      store_values(to + g * out.g, sum);
+    else
+      for (int c = 0; c < 4; ++c) to[g * out.g + c * out.n] = narrow<T>(sum[c]);
+  }
+}
+
+struct StoreChannelSums {
+  float *dA, *dD, *dbias;  // may be null but dA
+  int64_t states, channels;
+
+  __device__ void operator()(int64_t i, double sum) const {
+    const auto value = static_cast<float>(sum);
+    if (i < states)
+      dA[i] = value;
+    else if (i < states + channels) {
+      if (dD != nullptr) dD[i - states] = value;
+    } else if (dbias != nullptr && i < states + 2 * channels) {
+      dbias[i - states - channels] = value;
+    }
+  }
+};
+
+template <typename T>
+void add_backward_sums(const SelectiveScanBackward<T>& p, const BackwardSums& sums, CudaStream stream) {
+  constexpr const char* kWhat = "selective_scan, sums of the backward pass";
+  const int64_t states = p.channels * p.state;
+  if (p.channels > 0)
+    sum_columns(sums.channel, sums.count, sums.channel_row,
+                StoreChannelSums{p.dA, p.dD, p.ddelta_bias, states, p.channels}, kWhat, stream);
+  if (sums.rows == 0 || p.groups == 0) return;
+  const dim3 blocks(static_cast<unsigned>((sums.rows * 2 * p.state / 4 + 127) / 128),
+                    static_cast<unsigned>(std::min<int64_t>(p.groups, 65535)));
+  if (p.state == 8)
+    sum_blocks<T, 8><<<blocks, 128, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
+  else
+    sum_blocks<T, 16><<<blocks, 128, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
+  check_launch(kWhat);
+}
+
+}  // namespace adder::kernels::cuda
