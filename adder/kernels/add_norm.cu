@@ -238,7 +238,7 @@ int64_t teams_of_block(Team team) {
 // Teams of the backward pass.
 int64_t row_teams(int64_t rows, int64_t width) {
   const Team team = team_of(width);
-  const int64_t each = teams_of_block(team), blocks = (rows + each - 1) / each;
+  const int64_t each = teams_of_block(team), blocks = (rows + 4 * each - 1) / (4 * each);  // four rows each at least
   return std::clamp<int64_t>(blocks, 1, team == Team::kWarp ? 528 : 1056) * each;
 }
 

@@ -8,17 +8,18 @@ namespace adder::kernels::cuda {
 // that the shape fixes.
 template <typename R, typename Take>
 __global__ void __launch_bounds__(512) column_sums(const R* parts, int64_t count, int64_t size, Take take) {
-  constexpr int kRows = 16;
-  __shared__ double shared[kRows][33];
+  __shared__ double shared[512];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-  for (int64_t first = blockIdx.x * int64_t{32}; first < size; first += gridDim.x * int64_t{32}) {
+  const int columns = static_cast<int>(blockDim.x), rows = static_cast<int>(blockDim.y);
+  for (int64_t first = blockIdx.x * int64_t{columns}; first < size; first += gridDim.x * int64_t{columns}) {
     double sum = 0;
     if (first + x < size)
-      for (int64_t k = y; k < count; k += kRows) sum += parts[k * size + first + x];
-    shared[y][x] = sum;
+#pragma unroll 8
+      for (int64_t k = y; k < count; k += rows) sum += parts[k * size + first + x];
+    shared[y * columns + x] = sum;
     __syncthreads();
     if (y == 0 && first + x < size) {
-      for (int k = 1; k < kRows; ++k) sum += shared[k][x];
+      for (int k = 1; k < rows; ++k) sum += shared[k * columns + x];
       take(first + x, sum);
     }
     __syncthreads();
@@ -28,7 +29,9 @@ __global__ void __launch_bounds__(512) column_sums(const R* parts, int64_t count
 template <typename R, typename Take>
 void sum_columns(const R* parts, int64_t count, int64_t size, const Take& take, const char* what, CudaStream stream) {
   if (size == 0) return;
-  column_sums<<<grid_for(size, 32), dim3(32, 16), 0, stream>>>(parts, count, size, take);
+  // Few columns of many parts: more threads add one column.
+  const int columns = size < 2048 && count > 256 ? 8 : 32;
+  column_sums<<<grid_for(size, columns), dim3(columns, 512 / columns), 0, stream>>>(parts, count, size, take);
   check_launch(what);
 }
 

@@ -12,10 +12,16 @@ namespace adder::kernels::cuda {
 __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
-// 16 bytes, or zeros where `real` is false; nothing is read then.
-__device__ __forceinline__ void copy16(void* to, const void* from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
-               : "memory");
+// kBytes, 16 or 4, or zeros where `real` is false; nothing is read then.
+template <int kBytes>
+__device__ __forceinline__ void copy_piece(void* to, const void* from, bool real) {
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 4 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void end_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -32,12 +38,11 @@ struct TileStrides {
   int u, delta, z, B, C, y;
 };
 
-// Whether rows start at multiples of 16 bytes and their elements lie side by side.
+// Whether rows start at multiples of `bytes` and their elements lie side by side.
 template <typename T>
-bool copies_by_16(const T* data, std::initializer_list<int64_t> strides, int64_t unit) {
-  constexpr int64_t kVector = 16 / static_cast<int64_t>(sizeof(T));
-  bool fits = reinterpret_cast<uintptr_t>(data) % 16 == 0 && unit == 1;
-  for (const int64_t stride : strides) fits = fits && stride % kVector == 0;
+bool copies_by(int bytes, const T* data, std::initializer_list<int64_t> strides, int64_t unit) {
+  bool fits = reinterpret_cast<uintptr_t>(data) % bytes == 0 && unit == 1;
+  for (const int64_t stride : strides) fits = fits && stride * static_cast<int64_t>(sizeof(T)) % bytes == 0;
   return fits;
 }
 
@@ -46,21 +51,30 @@ template <typename T>
 bool is_near(int64_t l) {
   return std::abs(l) < (int64_t{1} << 31) / (32 * static_cast<int64_t>(sizeof(T)));
 }
-// Whether all inputs can be copied 16 bytes at a time and nothing is masked.
 template <typename T>
-bool inputs_are_plain(const SelectiveScanInputs<T>& p) {
-  const auto rows = [](const View3<const T>& v) { return copies_by_16(v.data, {v.b, v.l}, v.d) && is_near<T>(v.l); };
-  const auto states = [](const View4<const T>& v) {
-    return copies_by_16(v.data, {v.b, v.l, v.g}, v.n) && is_near<T>(v.l);
+bool rows_are_plain(const View3<const T>& v) {
+  return copies_by(16, v.data, {v.b, v.l}, v.d) && is_near<T>(v.l);
+}
+// The inputs are plain if nothing is masked and u, delta and z can be copied 16 bytes at a time. B and C follow delta's
+// projection in one row as a rule, so that they may lie at odd places: they are copied 16 or 4 bytes at a time, which is
+// what this returns; 0 where the inputs are not plain.
+template <typename T>
+int plain_piece(const SelectiveScanInputs<T>& p) {
+  const auto states = [](const View4<const T>& v, int bytes) {
+    return copies_by(bytes, v.data, {v.b, v.l, v.g}, v.n) && is_near<T>(v.l);
   };
-  return p.layout.mask.data == nullptr && p.channels / p.groups * static_cast<int64_t>(sizeof(T)) % 16 == 0 &&
-         rows(p.u) && rows(p.delta) && (p.z.data == nullptr || rows(p.z)) && states(p.B_step) && states(p.C_step);
+  if (p.layout.mask.data != nullptr || p.channels / p.groups * static_cast<int64_t>(sizeof(T)) % 16 != 0 ||
+      !rows_are_plain(p.u) || !rows_are_plain(p.delta) || (p.z.data != nullptr && !rows_are_plain(p.z)))
+    return 0;
+  for (const int bytes : {16, 4})
+    if (states(p.B_step, bytes) && states(p.C_step, bytes)) return bytes;
+  return 0;
 }
 
-// A lane's share of the copies of a tensor's tiles of kRows x kColumns values.
-template <typename T, int kRows, int kColumns>
+// A lane's share of the copies of a tensor's tiles of kRows x kColumns values, kBytes at a time.
+template <typename T, int kRows, int kColumns, int kBytes = 16>
 struct TileCopy {
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kPerRow = kColumns / kVector;
+  static constexpr int kVector = kBytes / static_cast<int>(sizeof(T)), kPerRow = kColumns / kVector;
   static constexpr int kPieces = kRows * kPerRow, kEach = (kPieces + 31) / 32, kRowsApart = 32 / kPerRow;
   static_assert(kColumns % kVector == 0 && 32 % kPerRow == 0);
   const char* from;
@@ -83,8 +97,8 @@ struct TileCopy {
       const int r = row + i * kRowsApart;
       if (kPieces % 32 == 0 || row < kRows) {
         const bool real = r < rows && real_columns;
-        copy16(&to[r][lane % kPerRow * kVector], real ? at + static_cast<int64_t>(i * kRowsApart) * row_stride : from,
-               real);
+        copy_piece<kBytes>(&to[r][lane % kPerRow * kVector],
+                           real ? at + static_cast<int64_t>(i * kRowsApart) * row_stride : from, real);
       }
     }
   }

@@ -26,22 +26,23 @@ struct Plan {
 };
 
 template <typename T>
-bool is_plain(const SelectiveScanBackward<T>& p) {
+int piece_of(const SelectiveScanBackward<T>& p) {
   const auto outputs = [](const View3<T>& v) {
     return v.d == 1 && reinterpret_cast<uintptr_t>(v.data) % 8 == 0 && v.b % 2 == 0 && v.l % 2 == 0 && is_near<T>(v.l);
   };
-  return inputs_are_plain(p) && is_near<T>(p.dy.l) && copies_by_16(p.dy.data, {p.dy.b, p.dy.l}, p.dy.d) &&
-         outputs(p.du) && outputs(p.ddelta) && (p.dz.data == nullptr || outputs(p.dz));
+  return rows_are_plain(p.dy) && outputs(p.du) && outputs(p.ddelta) && (p.dz.data == nullptr || outputs(p.dz))
+             ? plain_piece(p)
+             : 0;
 }
 
-template <typename T, int N, bool kGate, bool kPlain>
+template <typename T, int N, bool kGate, int kPiece>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
   using Tiles = BackwardTiles<T, N, kWarps>;
-  const auto kernel = fast_backward<T, N, kGate, kPlain, kWarps, 2>;
+  const auto kernel = fast_backward<T, N, kGate, kPiece, kWarps, 2>;
   constexpr int kShared = static_cast<int>(sizeof(Tiles));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, backward");
   const int64_t bytes = (p.layout.reverse ? -1 : 1) * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
-  const auto stride = [&](int64_t l) { return kPlain ? static_cast<int>(bytes * l) : 0; };
+  const auto stride = [&](int64_t l) { return kPiece > 0 ? static_cast<int>(bytes * l) : 0; };
   const BackwardStrides strides{
       {stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), 0},
       stride(p.dy.l),
@@ -55,11 +56,12 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
 
 template <typename T, int N>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
-  const bool plain = is_plain(p);
-  if (p.z.data != nullptr)
-    plain ? launch<T, N, true, true>(p, plan, stream) : launch<T, N, true, false>(p, plan, stream);
-  else
-    plain ? launch<T, N, false, true>(p, plan, stream) : launch<T, N, false, false>(p, plan, stream);
+  const bool gate = p.z.data != nullptr;
+  switch (piece_of(p)) {
+    case 16: return gate ? launch<T, N, true, 16>(p, plan, stream) : launch<T, N, false, 16>(p, plan, stream);
+    case 4: return gate ? launch<T, N, true, 4>(p, plan, stream) : launch<T, N, false, 4>(p, plan, stream);
+    default: return gate ? launch<T, N, true, 0>(p, plan, stream) : launch<T, N, false, 0>(p, plan, stream);
+  }
 }
 
 }  // namespace

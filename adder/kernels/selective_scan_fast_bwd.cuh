@@ -36,11 +36,13 @@ struct BackwardStrides {
   int dy, du, ddelta, dz;
 };
 
-template <typename T, int N, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
+// kPiece: what plain_piece() says.
+template <typename T, int N, bool kGate, int kPiece, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardStrides strides,
                   const BackwardSums out, const ScanParts parts) {
   using Tiles = BackwardTiles<T, N, kWarpsEach>;
+  constexpr bool kPlain = kPiece > 0;
   constexpr int kSteps = Tiles::kSteps, kHalf = Tiles::kHalf, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
   Tiles& tiles = *reinterpret_cast<Tiles*>(shared);
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   const auto first_channel = [&](const auto& v) { return v.data + rows.b * v.b + rows.first * v.l + d0 * v.d; };
   const auto first_state = [&](const View4<const T>& v) { return v.data + rows.b * v.b + rows.first * v.l + g * v.g; };
   using ChannelCopy = TileCopy<T, kSteps, kChannels>;
-  using StateCopy = TileCopy<T, kSteps, N>;
+  using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
   const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
   const ChannelCopy copy_u(first_channel(p.u), rows.step * p.u.l, columns, lane);
   const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 #pragma unroll
       for (int i = 0; i < kChannels * N / 128; ++i) {  // the states lie side by side, and are aligned
         const bool there = (128 * i + 4 * lane) / N < columns;
-        copy16(&to.saved[0][0] + 128 * i + 4 * lane,
+        copy_piece<16>(&to.saved[0][0] + 128 * i + 4 * lane,
                there ? saved + static_cast<int64_t>(chunk) * p.channels * N + 128 * i : p.border_states, there);
       }
       if constexpr (kPlain) {

@@ -22,11 +22,12 @@ struct ForwardTiles {
   Ready ready[2];
 };
 
-// kPlain: everything can be copied 16 bytes at a time, and no step is masked.
-template <typename T, int N, int kC, bool kGate, bool kPlain, int kWarpsEach, int kBlocks>
+// kPiece: what plain_piece() says.
+template <typename T, int N, int kC, bool kGate, int kPiece, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_forward(const __grid_constant__ SelectiveScanForward<T> p, const TileStrides strides, const ScanParts parts) {
   using Tiles = ForwardTiles<T, N, kC>;
+  constexpr bool kPlain = kPiece > 0;
   constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4, group = lane / 4;
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   };
   const auto first_state = [&](const View4<const T>& v) { return v.data + rows.b * v.b + rows.first * v.l + g * v.g; };
   using ChannelCopy = TileCopy<T, kSteps, kChannels>;
-  using StateCopy = TileCopy<T, kSteps, N>;
+  using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
   const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
   const ChannelCopy copy_u(first_channel(p.u), rows.step * p.u.l, columns, lane);
   const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
@@ -242,15 +243,15 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
 constexpr int kWarps = 4, kChannelsEach = 2;
 
 template <typename T>
-bool is_plain(const SelectiveScanForward<T>& p) {
-  return inputs_are_plain(p) && p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 &&
-         p.y.l % 2 == 0 && is_near<T>(p.y.l);
+int piece_of(const SelectiveScanForward<T>& p) {
+  const bool plain = p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 && p.y.l % 2 == 0;
+  return plain && is_near<T>(p.y.l) ? plain_piece(p) : 0;
 }
 
-template <typename T, int N, bool kGate, bool kPlain>
+template <typename T, int N, bool kGate, int kPiece>
 void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
   using Tiles = ForwardTiles<T, N, kChannelsEach>;
-  const auto kernel = fast_forward < T, N, kChannelsEach, kGate, kPlain, kWarps, kPlain ? 4 : 2 > ;
+  const auto kernel = fast_forward < T, N, kChannelsEach, kGate, kPiece, kWarps, kPiece == 0 ? 2 : 4 > ;
   constexpr int kShared = static_cast<int>(sizeof(Tiles)) * kWarps;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
   const int64_t group_channels = p.channels / p.groups;
@@ -261,7 +262,7 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
                 bytes = direction * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
   const auto stride = [&](int64_t l) { return static_cast<int>(bytes * l); };
   TileStrides strides{};
-  if constexpr (kPlain)
+  if constexpr (kPiece > 0)
     strides = {stride(p.u.l), stride(p.delta.l), stride(p.z.l), stride(p.B_step.l), stride(p.C_step.l), stride(p.y.l)};
   kernel<<<static_cast<unsigned>((tasks + kWarps - 1) / kWarps), 32 * kWarps, kShared, stream>>>(p, strides, parts);
   check_launch("selective_scan, fast forward");
@@ -269,11 +270,12 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
 
 template <typename T, int N>
 void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
-  const bool plain = is_plain(p);
-  if (p.z.data != nullptr)
-    plain ? launch<T, N, true, true>(p, parts, stream) : launch<T, N, true, false>(p, parts, stream);
-  else
-    plain ? launch<T, N, false, true>(p, parts, stream) : launch<T, N, false, false>(p, parts, stream);
+  const bool gate = p.z.data != nullptr;
+  switch (piece_of(p)) {
+    case 16: return gate ? launch<T, N, true, 16>(p, parts, stream) : launch<T, N, false, 16>(p, parts, stream);
+    case 4: return gate ? launch<T, N, true, 4>(p, parts, stream) : launch<T, N, false, 4>(p, parts, stream);
+    default: return gate ? launch<T, N, true, 0>(p, parts, stream) : launch<T, N, false, 0>(p, parts, stream);
+  }
 }
 
 }  // namespace

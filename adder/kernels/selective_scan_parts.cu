@@ -24,11 +24,12 @@ struct BorderTiles {
 
 // Forward: the state that a part leaves behind if it begins with zeros, x = u, matrix = B. Backward: the gradient of
 // the state before a part if none comes from behind it, x = dy silu(z), matrix = C. Beside it the decay over the part.
-template <typename T, int N, bool kBackward, bool kGate, bool kPlain>
+template <typename T, int N, bool kBackward, bool kGate, int kPiece>
 __global__ void __launch_bounds__(32 * kWarps)
     walk_from_borders(const __grid_constant__ SelectiveScanInputs<T> p, const View3<const T> x,
                       const View4<const T> matrix, const ScanParts parts, float* sums, float* decays) {
   using Tiles = BorderTiles<T, N>;
+  constexpr bool kPlain = kPiece > 0;
   constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
   extern __shared__ __align__(16) char shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4, group = lane / 4, own = lane % 8;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   };
   const T* const first_state = matrix.data + rows.b * matrix.b + rows.first * matrix.l + g * matrix.g;
   using ChannelCopy = TileCopy<T, kSteps, kChannels>;
-  using StateCopy = TileCopy<T, kSteps, N>;
+  using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
   const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
   const ChannelCopy copy_x(first_channel(x), rows.step * x.l, columns, lane);
   const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
@@ -218,14 +219,15 @@ __global__ void __launch_bounds__(1024) pass_on(const float* first, int64_t stat
 }
 
 template <typename T, int N, bool kBackward, bool kGate>
-void walk(const SelectiveScanInputs<T>& p, const View3<const T>& x, const View4<const T>& matrix, bool plain,
+void walk(const SelectiveScanInputs<T>& p, const View3<const T>& x, const View4<const T>& matrix, int piece,
           const ScanParts& parts, float* sums, float* decays, CudaStream stream) {
   constexpr int kShared = static_cast<int>(sizeof(BorderTiles<T, N>)) * kWarps;
   const int64_t group_channels = p.channels / p.groups;
   const int64_t tasks = p.layout.sequences * p.groups * ((group_channels + 15) / 16) * (parts.count - 1);
   const auto blocks = static_cast<unsigned>((tasks + kWarps - 1) / kWarps);
-  const auto kernel =
-      plain ? walk_from_borders<T, N, kBackward, kGate, true> : walk_from_borders<T, N, kBackward, kGate, false>;
+  const auto kernel = piece == 16  ? walk_from_borders<T, N, kBackward, kGate, 16>
+                      : piece == 4 ? walk_from_borders<T, N, kBackward, kGate, 4>
+                                   : walk_from_borders<T, N, kBackward, kGate, 0>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, borders");
   kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, x, matrix, parts, sums, decays);
   check_launch("selective_scan, borders of parts");
@@ -237,18 +239,18 @@ void find(const SelectiveScanInputs<T>& p, const View3<const T>* dy, const float
   const int64_t states = p.layout.sequences * p.channels * p.state;
   float* const begins = static_cast<float*>(workspace);
   float *const sums = begins + parts.count * states, *const decays = sums + parts.count * states;
-  bool plain = inputs_are_plain(p);
+  int piece = plain_piece(p);
   if (dy != nullptr) {
-    plain = plain && is_near<T>(dy->l) && copies_by_16(dy->data, {dy->b, dy->l}, dy->d);
+    if (!rows_are_plain(*dy)) piece = 0;
     if (p.z.data != nullptr)
-      p.state == 8 ? walk<T, 8, true, true>(p, *dy, p.C_step, plain, parts, sums, decays, stream)
-                   : walk<T, 16, true, true>(p, *dy, p.C_step, plain, parts, sums, decays, stream);
+      p.state == 8 ? walk<T, 8, true, true>(p, *dy, p.C_step, piece, parts, sums, decays, stream)
+                   : walk<T, 16, true, true>(p, *dy, p.C_step, piece, parts, sums, decays, stream);
     else
-      p.state == 8 ? walk<T, 8, true, false>(p, *dy, p.C_step, plain, parts, sums, decays, stream)
-                   : walk<T, 16, true, false>(p, *dy, p.C_step, plain, parts, sums, decays, stream);
+      p.state == 8 ? walk<T, 8, true, false>(p, *dy, p.C_step, piece, parts, sums, decays, stream)
+                   : walk<T, 16, true, false>(p, *dy, p.C_step, piece, parts, sums, decays, stream);
   } else {
-    p.state == 8 ? walk<T, 8, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream)
-                 : walk<T, 16, false, false>(p, p.u, p.B_step, plain, parts, sums, decays, stream);
+    p.state == 8 ? walk<T, 8, false, false>(p, p.u, p.B_step, piece, parts, sums, decays, stream)
+                 : walk<T, 16, false, false>(p, p.u, p.B_step, piece, parts, sums, decays, stream);
   }
   const dim3 threads(32, static_cast<unsigned>(std::min<int64_t>(parts.count - 1, 32)));
   pass_on<<<static_cast<unsigned>((states + 31) / 32), threads, 0, stream>>>(first, states, parts.count, dy != nullptr,

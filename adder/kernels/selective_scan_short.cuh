@@ -15,10 +15,12 @@ inline int64_t short_scan_walkers(const SequenceLayout& layout, int64_t tiles) {
   return std::clamp<int64_t>(kFull / std::max<int64_t>(tiles, 1), 1, std::clamp<int64_t>(layout.sequences, 1, 65535));
 }
 
-// A lane's place: `block` of 64 channels, none of them of two groups.
-template <typename T, int N>
+// A lane's place: `block` of 64 channels, none of them of two groups. kPlain: neighbours can be read together, nothing
+// is masked, and no element is further than 2^31 from the first.
+template <typename T, int N, bool kPlain>
 struct ShortLane {
   static constexpr int kStates = N / 4;
+  using Index = std::conditional_t<kPlain, int, int64_t>;
   int q, group;
   int64_t block, g, d;
   bool real[2];
@@ -44,27 +46,63 @@ struct ShortLane {
     }
   }
   // The first of this lane's states of a channel, in (S, D, N).
-  __device__ int64_t state(const SelectiveScanInputs<T>& p, int64_t s, int c) const {
+  __device__ __forceinline__ int64_t state(const SelectiveScanInputs<T>& p, int64_t s, int c) const {
     return (s * p.channels + d + c) * N + q * kStates;
   }
-  __device__ void values(const View3<const T>& v, int64_t b, int64_t t, bool counted, float (&to)[2]) const {
-#pragma unroll
-    for (int c = 0; c < 2; ++c)
-      to[c] = counted && real[c] ? widen(v.data[b * v.b + t * v.l + (d + c) * v.d]) : 0.0f;
+  template <typename V>
+  __device__ __forceinline__ V* channel(const View3<V>& v, int64_t s, int64_t t) const {
+    return v.data + (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
+                     static_cast<Index>(d) * (kPlain ? 1 : static_cast<Index>(v.d)));
   }
-  __device__ void store(const View3<T>& v, int64_t b, int64_t t, bool there, const float (&from)[2]) const {
+  // Zeros where the step does not count.
+  __device__ __forceinline__ void values(const View3<const T>& v, int64_t s, int64_t t, bool counted,
+                                         float (&to)[2]) const {
+    const T* const from = channel(v, s, t);
+    if constexpr (kPlain) {
+      const float2 both = counted && real[0] ? pair(from) : float2{0, 0};
+      to[0] = both.x, to[1] = both.y;
+    } else {
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
-      if (there && real[c]) v.data[b * v.b + t * v.l + (d + c) * v.d] = narrow<T>(from[c]);
+      for (int c = 0; c < 2; ++c) to[c] = counted && real[c] ? widen(from[c * v.d]) : 0.0f;
+    }
   }
-  __device__ void states(const View4<const T>& v, int64_t b, int64_t t, bool counted, float (&to)[kStates]) const {
-    const T* const from = v.data + b * v.b + t * v.l + g * v.g + q * kStates * v.n;
+  __device__ __forceinline__ void store(const View3<T>& v, int64_t s, int64_t t, bool there,
+                                        const float (&from)[2]) const {
+    T* const to = channel(v, s, t);
+    if constexpr (kPlain) {
+      store_pair_if(there && real[0], to, from[0], from[1]);
+    } else {
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) to[n] = counted ? widen(from[n * v.n]) : 0.0f;
+      for (int c = 0; c < 2; ++c)
+        if (there && real[c]) to[c * v.d] = narrow<T>(from[c]);
+    }
+  }
+  // This lane's quarter of B or C.
+  __device__ __forceinline__ void matrix(const View4<const T>& v, int64_t s, int64_t t, bool counted,
+                                         float (&to)[kStates]) const {
+    const T* const from =
+        v.data + (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
+                  static_cast<Index>(g) * static_cast<Index>(v.g) +
+                  q * kStates * (kPlain ? 1 : static_cast<Index>(v.n)));
+    if constexpr (kPlain) {
+      Packed<T, kStates> bits;
+      bits.load(from);
+      bits.floats(to);
+    } else {
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) to[n] = counted ? widen(from[n * v.n]) : 0.0f;
+    }
+  }
+  __device__ __forceinline__ int64_t time(const SequenceLayout& layout, int j) const {
+    return layout.reverse ? static_cast<int>(layout.length) - 1 - j : j;
+  }
+  // Whether this lane's own step j counts.
+  __device__ __forceinline__ bool counted(const SequenceLayout& layout, int64_t s, int j) const {
+    return j < layout.length && (kPlain || counts(layout.mask, s, time(layout, j)));
   }
   // delta, and delta u; zeros for a step that does not count.
-  __device__ void step(const SelectiveScanInputs<T>& p, const float (&pre)[2], const float (&u)[2], bool counted,
-                       float (&delta)[2], float (&input)[2]) const {
+  __device__ __forceinline__ void step(const SelectiveScanInputs<T>& p, const float (&pre)[2], const float (&u)[2],
+                                       bool counted, float (&delta)[2], float (&input)[2]) const {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const float x = pre[c] + bias[c], soft = softplus_fast(x);
@@ -73,6 +111,21 @@ struct ShortLane {
     }
   }
 };
+
+template <typename T>
+bool is_short_plain(const SelectiveScanInputs<T>& p, std::initializer_list<View3<T>> outputs) {
+  const auto near = [&](int64_t b, int64_t l) {
+    return p.layout.sequences * std::abs(b) + p.layout.length * std::abs(l) + p.channels + p.groups * p.state <
+           (int64_t{1} << 31);
+  };
+  bool plain = plain_piece(p) == 16 && near(p.u.b, p.u.l) && near(p.delta.b, p.delta.l) && near(p.z.b, p.z.l) &&
+               near(p.B_step.b, p.B_step.l) && near(p.C_step.b, p.C_step.l);
+  plain = plain && p.groups * std::max(p.B_step.g, p.C_step.g) < (int64_t{1} << 30);
+  for (const View3<T>& v : outputs)
+    plain = plain && (v.data == nullptr || (v.d == 1 && reinterpret_cast<uintptr_t>(v.data) % 8 == 0 && v.b % 2 == 0 &&
+                                            v.l % 2 == 0 && near(v.b, v.l)));
+  return plain;
+}
 
 // The value that lane q = `step` of the same channels has.
 __device__ __forceinline__ float of_step(float x, int step) {

@@ -31,54 +31,56 @@ struct SumOverChannels {
 };
 
 // Up to kSteps steps.
-template <typename T, int N, int kSteps>
-__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 4 : 2)
+template <typename T, int N, int kSteps, bool kPlain>
+__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 1 ? 5 : kSteps == 4 ? 3 : 2)
     short_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
-  constexpr int kStates = N / 4, kFours = kSteps / 4;
+  constexpr int kStates = N / 4, kFours = (kSteps + 3) / 4, kOfFour = kSteps < 4 ? kSteps : 4;
   __shared__ float sums[2][kShortWarps][kSteps][2][N];  // dB and dC of the warps' channels
-  const ShortLane<T, N> lane(p);
+  const ShortLane<T, N, kPlain> lane(p);
   const int q = lane.q, thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const int length = static_cast<int>(p.layout.length);
   const bool odd = q & 1, high = q & 2;
   const SumOverChannels<kStates> sum_over_channels(thread % 32);
   float dA[2][kStates] = {}, dskip[2] = {}, dbias[2] = {};
   int buffer = 0;
   for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y, buffer ^= 1) {
-    const SequenceRows rows(p.layout, s);
-    const int length = static_cast<int>(rows.length);
-    float h[2][kStates], dh[2][kStates];
+    const int64_t state = lane.state(p, s, 0);
+    float h[2][kStates] = {}, dh[2][kStates];
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
+    for (int c = 0; c < 2; ++c) {
+      if (lane.real[c]) load_floats(h[c], &p.border_states[state + c * N]);
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        h[c][n] = lane.real[c] ? p.border_states[lane.state(p, rows.chunk, c) + n] : 0.0f;
-        dh[c][n] = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[lane.state(p, s, c) + n] : 0.0f;
-      }
+      for (int n = 0; n < kStates; ++n)
+        dh[c][n] = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[state + c * N + n] : 0.0f;
+    }
     float pre[kFours][2], u[kFours][2], z[kFours][2] = {}, dy[kFours][2], gated[kFours][2], delta[kFours][2],
         input[kFours][2], y[kFours][2];
     float a[kSteps][2][kStates], m[kSteps][2][kStates];
     unsigned live[kFours];
-    const auto sum_to = [&](int j, int which) { return &sums[buffer][warp][j][which][q * kStates + sum_over_channels.at]; };
+    const auto sum_to = [&](int j, int which) {
+      return &sums[buffer][warp][j][which][q * kStates + sum_over_channels.at];
+    };
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      const int64_t t = rows.time(4 * i + q);
-      const bool counted = 4 * i + q < length && counts(p.layout.mask, rows.b, t);
+      const bool counted = lane.counted(p.layout, s, 4 * i + q);
+      const int64_t t = lane.time(p.layout, 4 * i + q);
       live[i] = __ballot_sync(kAllLanes, counted);
-      lane.values(p.delta, rows.b, t, counted, pre[i]);
-      lane.values(p.u, rows.b, t, counted, u[i]);
-      lane.values(p.dy, rows.b, t, counted, dy[i]);
-      if (p.z.data != nullptr) lane.values(p.z, rows.b, t, counted, z[i]);
+      lane.values(p.delta, s, t, counted, pre[i]);
+      lane.values(p.u, s, t, counted, u[i]);
+      lane.values(p.dy, s, t, counted, dy[i]);
+      if (p.z.data != nullptr) lane.values(p.z, s, t, counted, z[i]);
       lane.step(p, pre[i], u[i], counted, delta[i], input[i]);
       float part[2][4] = {};
 #pragma unroll
       for (int c = 0; c < 2; ++c)
         gated[i][c] = p.z.data != nullptr ? dy[i][c] * z[i][c] * sigmoid_fast(z[i][c]) : dy[i][c];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < kOfFour; ++k) {
         const int j = 4 * i + k;
         if (j >= length) break;
         float B[kStates], C[kStates], dC[kStates];
-        lane.states(p.B_step, rows.b, rows.time(j), live[i] >> k & 1, B);
-        lane.states(p.C_step, rows.b, rows.time(j), live[i] >> k & 1, C);
+        lane.matrix(p.B_step, s, lane.time(p.layout, j), live[i] >> k & 1, B);
+        lane.matrix(p.C_step, s, lane.time(p.layout, j), live[i] >> k & 1, C);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
@@ -102,12 +104,12 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 4 : 2)
     for (int i = kFours - 1; i >= 0; --i) {
       float by_A[2][4] = {}, by_B[2][4] = {};
 #pragma unroll
-      for (int k = 3; k >= 0; --k) {
+      for (int k = kOfFour - 1; k >= 0; --k) {
         const int j = 4 * i + k;
         if (j >= length) continue;
         float B[kStates], C[kStates], dB[kStates];
-        lane.states(p.B_step, rows.b, rows.time(j), live[i] >> k & 1, B);
-        lane.states(p.C_step, rows.b, rows.time(j), live[i] >> k & 1, C);
+        lane.matrix(p.B_step, s, lane.time(p.layout, j), live[i] >> k & 1, B);
+        lane.matrix(p.C_step, s, lane.time(p.layout, j), live[i] >> k & 1, C);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
@@ -127,6 +129,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 4 : 2)
         if (sum_over_channels.mine) *sum_to(j, 0) = sum;
       }
       const int j = 4 * i + q;
+      const int64_t t = lane.time(p.layout, j);
       const bool there = j < length, counted = live[i] >> q & 1;
       float du[2], ddelta[2], dz[2];
 #pragma unroll
@@ -139,22 +142,22 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 4 : 2)
         dskip[c] = fmaf(gated[i][c], u[i][c], dskip[c]);
         dbias[c] += ddelta[c];
       }
-      const int64_t t = rows.time(j);
-      lane.store(p.du, rows.b, t, there, du);
-      lane.store(p.ddelta, rows.b, t, there, ddelta);
-      if (p.dz.data != nullptr) lane.store(p.dz, rows.b, t, there, dz);
+      lane.store(p.du, s, t, there, du);
+      lane.store(p.ddelta, s, t, there, ddelta);
+      if (p.dz.data != nullptr) lane.store(p.dz, s, t, there, dz);
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c)
       if (p.dinitial_state != nullptr)
-        store_floats_if(lane.real[c], &p.dinitial_state[lane.state(p, s, c)], dh[c]);
+        store_floats_if(lane.real[c], &p.dinitial_state[state + c * N], dh[c]);
     __syncthreads();  // all warps' dB and dC are there; the other buffer is free after the next of these
     for (int i = thread; i < length * 2 * N; i += 32 * kShortWarps) {
       const int j = i / (2 * N);
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < kShortWarps; ++w) sum += (&sums[buffer][w][0][0][0])[i];
-      out.dBC[((lane.block * p.layout.batch + rows.b) * p.layout.length + rows.time(j)) * 2 * N + i % (2 * N)] = sum;
+      const int64_t row = (lane.block * p.layout.batch + s) * length + lane.time(p.layout, j);
+      out.dBC[row * 2 * N + i % (2 * N)] = sum;
     }
   }
 #pragma unroll
@@ -188,14 +191,21 @@ struct Plan {
         bytes(carver.used()) {}
 };
 
-template <typename T, int N>
+template <typename T, int N, bool kPlain>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
   const dim3 grid(static_cast<unsigned>(plan.sums.blocks), static_cast<unsigned>(plan.walkers));
-  if (p.layout.length <= 4)
-    short_backward<T, N, 4><<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);
-  else
-    short_backward<T, N, 8><<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);
+  const auto kernel = p.layout.length == 1   ? short_backward<T, N, 1, kPlain>
+                      : p.layout.length <= 4 ? short_backward<T, N, 4, kPlain>
+                                             : short_backward<T, N, 8, kPlain>;
+  kernel<<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);
   check_launch("selective_scan, backward of a few steps");
+}
+
+template <typename T, int N>
+void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
+  const View3<T> dy{const_cast<T*>(p.dy.data), p.dy.b, p.dy.l, p.dy.d};
+  const bool plain = is_short_plain(p, {dy, p.du, p.ddelta, p.dz});
+  plain ? launch<T, N, true>(p, plan, stream) : launch<T, N, false>(p, plan, stream);
 }
 
 }  // namespace

@@ -3,41 +3,39 @@
 namespace adder::kernels::cuda {
 namespace {
 
-template <typename T, int N>
-__global__ void __launch_bounds__(32 * kShortWarps, 8)
+template <typename T, int N, bool kPlain>
+__global__ void __launch_bounds__(32 * kShortWarps, 6)
     short_forward(const __grid_constant__ SelectiveScanForward<T> p) {
   constexpr int kStates = N / 4;
-  const ShortLane<T, N> lane(p);
-  const int q = lane.q;
+  const ShortLane<T, N, kPlain> lane(p);
+  const int q = lane.q, length = static_cast<int>(p.layout.length);
   const bool odd = q & 1, high = q & 2;
   for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y) {
-    const SequenceRows rows(p.layout, s);
-    const int length = static_cast<int>(rows.length);
+    const int64_t state = lane.state(p, s, 0);
     float h[2][kStates];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
 #pragma unroll
       for (int n = 0; n < kStates; ++n)
-        h[c][n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[lane.state(p, s, c) + n] : 0.0f;
-      if (p.border_states != nullptr)
-        store_floats_if(lane.real[c], &p.border_states[lane.state(p, rows.chunk, c)], h[c]);
+        h[c][n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[state + c * N + n] : 0.0f;
+      if (p.border_states != nullptr) store_floats_if(lane.real[c], &p.border_states[state + c * N], h[c]);
     }
     for (int j0 = 0; j0 < length; j0 += 4) {
-      const int64_t t = rows.time(j0 + q);
-      const bool there = j0 + q < length, counted = there && counts(p.layout.mask, rows.b, t);
-      const unsigned live = __ballot_sync(kAllLanes, counted);
+      const bool counted = lane.counted(p.layout, s, j0 + q);
+      const int64_t t = lane.time(p.layout, j0 + q);
+      const unsigned live = kPlain ? 0 : __ballot_sync(kAllLanes, counted);
       float pre[2], u[2], z[2] = {}, delta[2], input[2], part[2][4] = {};
-      lane.values(p.delta, rows.b, t, counted, pre);
-      lane.values(p.u, rows.b, t, counted, u);
-      if (p.z.data != nullptr) lane.values(p.z, rows.b, t, counted, z);
+      lane.values(p.delta, s, t, counted, pre);
+      lane.values(p.u, s, t, counted, u);
+      if (p.z.data != nullptr) lane.values(p.z, s, t, counted, z);
       lane.step(p, pre, u, counted, delta, input);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (j0 + k >= length) break;
         float B[kStates], C[kStates];
         const bool counted_k = live >> k & 1;
-        lane.states(p.B_step, rows.b, rows.time(j0 + k), counted_k, B);
-        lane.states(p.C_step, rows.b, rows.time(j0 + k), counted_k, C);
+        lane.matrix(p.B_step, s, lane.time(p.layout, j0 + k), counted_k, B);
+        lane.matrix(p.C_step, s, lane.time(p.layout, j0 + k), counted_k, C);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float delta_k = of_step(delta[c], k), input_k = of_step(input[c], k);
@@ -55,10 +53,10 @@ __global__ void __launch_bounds__(32 * kShortWarps, 8)
         if (p.z.data != nullptr) y[c] *= z[c] * sigmoid_fast(z[c]);
         if (!counted) y[c] = 0;
       }
-      lane.store(p.y, rows.b, t, there, y);
+      lane.store(p.y, s, t, j0 + q < length, y);
     }
 #pragma unroll
-    for (int c = 0; c < 2; ++c) store_floats_if(lane.real[c], &p.final_state[lane.state(p, s, c)], h[c]);
+    for (int c = 0; c < 2; ++c) store_floats_if(lane.real[c], &p.final_state[state + c * N], h[c]);
   }
 }
 
@@ -71,10 +69,10 @@ void selective_scan_forward_short(const SelectiveScanForward<T>& p, CudaStream s
   if (blocks * p.layout.sequences == 0) return;
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>(short_scan_walkers(p.layout, blocks * kShortWarps)));
-  if (p.state == 8)
-    short_forward<T, 8><<<grid, 32 * kShortWarps, 0, stream>>>(p);
-  else
-    short_forward<T, 16><<<grid, 32 * kShortWarps, 0, stream>>>(p);
+  const bool plain = is_short_plain(p, {p.y});
+  const auto kernel = p.state == 8 ? (plain ? short_forward<T, 8, true> : short_forward<T, 8, false>)
+                                   : (plain ? short_forward<T, 16, true> : short_forward<T, 16, false>);
+  kernel<<<grid, 32 * kShortWarps, 0, stream>>>(p);
   check_launch("selective_scan, forward of a few steps");
 }
 

@@ -34,13 +34,14 @@ struct BackwardSums {
   __device__ float* A_sum(int64_t k, int N, int64_t d) const { return channel + k * channel_row + d * N; }
 };
 
-// dB and dC (B, L, G, N) from the blocks' parts; four states a thread.
+// dB and dC (B, L, G, N) from the blocks' parts; a thread adds every blockDim.y-th part of four states.
 template <typename T, int N>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(256)
     sum_blocks(const BackwardSums sums, int64_t groups, int64_t length, View4<T> dB, View4<T> dC) {
   constexpr int kOfRow = 2 * N / 4;
-  const int64_t i = blockIdx.x * int64_t{128} + threadIdx.x, row = i / kOfRow;
-  if (row >= sums.rows) return;
+  __shared__ float4 shared[8][32];
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  const int64_t i = blockIdx.x * int64_t{32} + x, row = i / kOfRow;
   const View4<T>& out = i % kOfRow < N / 4 ? dB : dC;
   const int64_t n = i % (N / 4) * 4;
   const int64_t b = sums.rows >> 31 == 0 ? static_cast<unsigned>(row) / static_cast<unsigned>(length) : row / length;
@@ -50,13 +51,18 @@ __global__ void __launch_bounds__(128)
   for (int64_t g = blockIdx.y; g < groups; g += gridDim.y) {
     const float* const from = sums.dBC + g * sums.group_blocks * sums.rows * 2 * N + 4 * i;
     float sum[4] = {};
-#pragma unroll 8
-    for (int64_t k = 0; k < sums.group_blocks; ++k) {
-      float part[4];
-      load_floats(part, from + k * sums.rows * 2 * N);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) sum[c] += part[c];
-    }
+    const auto add = [&](const float4& v) {
+      sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
+    };
+    if (row < sums.rows)
+#pragma unroll 4
+      for (int64_t k = y; k < sums.group_blocks; k += blockDim.y)
+        add(*reinterpret_cast<const float4*>(from + k * sums.rows * 2 * N));
+    __syncthreads();  // the group before has been added
+    shared[y][x] = {sum[0], sum[1], sum[2], sum[3]};
+    __syncthreads();
+    if (y > 0 || row >= sums.rows) continue;
+    for (int k = 1; k < static_cast<int>(blockDim.y); ++k) add(shared[k][x]);
     if (together)
       store_values(to + g * out.g, sum);
     else
@@ -88,12 +94,13 @@ void add_backward_sums(const SelectiveScanBackward<T>& p, const BackwardSums& su
     sum_columns(sums.channel, sums.count, sums.channel_row,
                 StoreChannelSums{p.dA, p.dD, p.ddelta_bias, states, p.channels}, kWhat, stream);
   if (sums.rows == 0 || p.groups == 0) return;
-  const dim3 blocks(static_cast<unsigned>((sums.rows * 2 * p.state / 4 + 127) / 128),
+  const dim3 blocks(static_cast<unsigned>((sums.rows * 2 * p.state / 4 + 31) / 32),
                     static_cast<unsigned>(std::min<int64_t>(p.groups, 65535)));
+  const dim3 threads(32, static_cast<unsigned>(std::clamp<int64_t>((sums.group_blocks + 1) / 2, 1, 8)));
   if (p.state == 8)
-    sum_blocks<T, 8><<<blocks, 128, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
+    sum_blocks<T, 8><<<blocks, threads, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
   else
-    sum_blocks<T, 16><<<blocks, 128, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
+    sum_blocks<T, 16><<<blocks, threads, 0, stream>>>(sums, p.groups, p.layout.length, p.dB_step, p.dC_step);
   check_launch(kWhat);
 }
 

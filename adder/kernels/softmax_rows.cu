@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(128) softmax_narrow(const SoftmaxRows<T> p) {
     const R sum = others + own;
     if (lane == 0 && real) {
       p.predictions[row] = min(static_cast<int64_t>(place), p.vocab - 1);
-      const R loss = at_target == largest ? log1p(others) : log(sum) + (largest - at_target);
+      const R loss = own == R(1) ? log1p(others) : log(sum) + (largest - at_target);
       p.losses[row] = ignored ? R(0) : valid ? loss : static_cast<R>(NAN);
     }
     if (!p.write_gradient) continue;

@@ -21,6 +21,7 @@ struct ScanShape {
   bool initial = true, mask = false, reverse = false, strided = false;
   std::vector<int64_t> cu_seqlens;  // not empty: packed, B = 1
   double delta_scale = 1;
+  int64_t before_B = 0;  // values in front of a row of B and of C, as where they share it with delta's projection
 
   int64_t sequences() const { return cu_seqlens.empty() ? B : static_cast<int64_t>(cu_seqlens.size()) - 1; }
 };
@@ -47,8 +48,8 @@ class ScanProblem {
     delta = values<T, In>(rows * wide_, s.delta_scale);
     z = values<T, In>(rows * wide_, 1);
     dy = values<T, In>(rows * wide_, 1);
-    B_step = values<T, In>(rows * s.G * s.N * parts, 1);
-    C_step = values<T, In>(rows * s.G * s.N * parts, 1);
+    B_step = values<T, In>(rows * (s.before_B + s.G * s.N * parts), 1);
+    C_step = values<T, In>(rows * (s.before_B + s.G * s.N * parts), 1);
     A = values<R, float>(s.D * s.N * parts, 1);
     for (int64_t i = 0; i < s.D * s.N; ++i) A[i * parts] = static_cast<R>(-std::fabs(A[i * parts]) - 0.1);
     B_const = values<R, float>(s.D * s.N * parts, 1);
@@ -166,18 +167,18 @@ class ScanProblem {
     p.u = wide(u);
     p.delta = wide(delta);
     if (s.gate) p.z = wide(z);
-    const int64_t row = s.G * s.N * (s.complex ? 2 : 1), n = row / s.G;
+    const int64_t n = s.N * (s.complex ? 2 : 1), row = s.before_B + s.G * n;
     p.A = {A.data(), s.N, 1};
     p.constant_B = s.B_const;
     p.constant_C = s.C_const;
     if (s.B_const)
       p.B_const = {B_const.data(), s.N, 1};
     else
-      p.B_step = {B_step.data(), s.L * row, row, n, 1};
+      p.B_step = {B_step.data() + s.before_B, s.L * row, row, n, 1};
     if (s.C_const)
       p.C_const = {C_const.data(), s.N, 1};
     else
-      p.C_step = {C_step.data(), s.L * row, row, n, 1};
+      p.C_step = {C_step.data() + s.before_B, s.L * row, row, n, 1};
     if (s.skip) p.D = {skip.data(), 1};
     if (s.bias) p.delta_bias = {bias.data(), 1};
     if (s.initial) p.initial_state = initial.data();

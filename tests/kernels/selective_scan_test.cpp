@@ -143,6 +143,8 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
   usual("reverse", [](auto& s) { s.reverse = true; });
   usual("reverse_mask", [](auto& s) { s.reverse = s.mask = true; });
   usual("strided", [](auto& s) { s.strided = true; });
+  for (const int64_t before : {1, 2, 4})
+    usual("B_after_" + std::to_string(before), [=](auto& s) { s.before_B = before, s.G = 2, s.L = 200; });
   usual("packed", [](auto& s) {
     s.B = 1;
     s.L = 200;
