@@ -32,8 +32,9 @@ template <typename T>
 ConvSlabs causal_conv1d_slabs(const CausalConv1dInputs<T>& p) {
   ConvSlabs slabs;
   if (causal_conv1d_is_fast(p)) {  // a slab is of one sequence
-    slabs.length = 64;
-    slabs.count = p.layout.sequences * ((p.layout.length + slabs.length - 1) / slabs.length);
+    const auto count = [&](int64_t length) { return p.layout.sequences * ((p.layout.length + length - 1) / length); };
+    slabs.length = count(128) * p.channels >= 240000 ? 128 : 64;
+    slabs.count = count(slabs.length);
   } else {
     const int64_t steps = p.layout.batch * p.layout.length;
     slabs.length = std::max<int64_t>(32, (steps + 255) / 256);

@@ -1,3 +1,4 @@
+#include "adder/kernels/async_copy.cuh"
 #include "adder/kernels/causal_conv1d_cuda.h"
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_vectors.cuh"
@@ -9,7 +10,35 @@ namespace {
 // Channels of a thread, and steps that it walks through with the last K - 1 inputs in registers.
 template <typename T>
 constexpr int kForwardChannels = 16 / static_cast<int>(sizeof(T));
-constexpr int kForwardSteps = 32;
+// As long as they leave enough threads; the rows before them are read twice.
+template <typename T>
+int64_t forward_steps(const CausalConv1dInputs<T>& p) {
+  const int64_t of_64 = p.channels / kForwardChannels<T> * p.layout.sequences * ((p.layout.length + 63) / 64);
+  return of_64 >= 60000 ? 64 : 32;
+}
+
+// Rows of one tensor that a thread has asked for ahead, kRows at a time: each thread copies and reads its own channels
+// only. What is under way takes no registers.
+template <typename T, int kChannels, int kRows, int kStages>
+struct RowRing {
+  using Rows = T[kStages * kRows][128][kChannels];
+  T (*rows)[128][kChannels];
+  const T* next;
+  int64_t step;
+
+  __device__ RowRing(Rows& shared, const T* first, int64_t step_) : rows(shared), next(first), step(step_) {}
+  __device__ __forceinline__ void fetch(int stage) {
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      copy_piece<kChannels * static_cast<int>(sizeof(T))>(rows[stage * kRows + k][threadIdx.x], next + k * step);
+    next += kRows * step;
+  }
+  __device__ __forceinline__ void read(int stage, int k, float (&to)[kChannels]) const {
+    Packed<T, kChannels> bits;
+    bits.load(rows[stage * kRows + k][threadIdx.x]);
+    bits.floats(to);
+  }
+};
 
 // Row j of what the convolution sees: the initial window before the first step.
 template <typename T, int kChannels>
@@ -28,12 +57,14 @@ __device__ __forceinline__ void read_row(const CausalConv1dInputs<T>& p, const S
 }
 
 template <typename T, int kWidth, bool kSilu>
-__global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T> p) {
-  constexpr int kChannels = kForwardChannels<T>, kAhead = 4, kPast = kWidth - 1;
-  const int64_t columns = p.channels / kChannels, runs = (p.layout.length + kForwardSteps - 1) / kForwardSteps;
+__global__ void __launch_bounds__(128, 4) fast_forward(const CausalConv1dForward<T> p, int64_t steps) {
+  constexpr int kChannels = kForwardChannels<T>, kAhead = 4, kPast = kWidth - 1, kStages = 4;
+  using Ring = RowRing<T, kChannels, kAhead, kStages>;
+  __shared__ __align__(16) typename Ring::Rows shared;
+  const int64_t columns = p.channels / kChannels, runs = (p.layout.length + steps - 1) / steps;
   const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= columns * runs * p.layout.sequences) return;
-  const int64_t d = i % columns * kChannels, s = i / columns / runs, j0 = i / columns % runs * kForwardSteps;
+  const int64_t d = i % columns * kChannels, s = i / columns / runs, j0 = i / columns % runs * steps;
   const SequenceRows rows(p.layout, s);
   float weight[kWidth][kChannels], bias[kChannels];
 #pragma unroll
@@ -64,24 +95,21 @@ __global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T>
   const int64_t x_step = rows.step * p.x.l, y_step = rows.step * p.y.l;
   const T* from = p.x.data + rows.b * p.x.b + rows.time(j0) * p.x.l + d;
   T* to = p.y.data + rows.b * p.y.b + rows.time(j0) * p.y.l + d;
-  const int count = static_cast<int>(min(rows.length - j0, static_cast<int64_t>(kForwardSteps)));
-  int j = 0;
-  // The loads of the next steps are on their way while these are worked on.
-  Packed<T, kChannels> bits[kAhead], next[kAhead];
-  if (kAhead <= count)
+  const int count = static_cast<int>(min(rows.length - j0, steps));
+  const int groups = count / kAhead;
+  Ring ring(shared, from, x_step);
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) next[k].load(from + k * x_step);
-  for (; j + kAhead <= count; j += kAhead) {
-    from += kAhead * x_step;
-    const bool more = j + 2 * kAhead <= count;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      bits[k] = next[k];
-      next[k].load(more ? from + k * x_step : from - x_step);
-    }
+  for (int g = 0; g < kStages - 1; ++g) {
+    if (g < groups) ring.fetch(g);
+    end_copies();
+  }
+  for (int g = 0; g < groups; ++g) {
+    if (g + kStages - 1 < groups) ring.fetch((g + kStages - 1) % kStages);
+    end_copies();
+    wait_copies<kStages - 1>();
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      bits[k].floats(x[kPast + k]);
+      ring.read(g % kStages, k, x[kPast + k]);
       float y[kChannels];
       output(k, y);
       store_values(to + k * y_step, y);
@@ -89,9 +117,11 @@ __global__ void __launch_bounds__(128) fast_forward(const CausalConv1dForward<T>
     shift(kAhead);
     to += kAhead * y_step;
   }
-  for (; j < count; ++j) {
-    bits[0].load(from);
-    bits[0].floats(x[kPast]);
+  from += groups * kAhead * x_step;
+  for (int j = groups * kAhead; j < count; ++j) {
+    Packed<T, kChannels> bits;
+    bits.load(from);
+    bits.floats(x[kPast]);
     float y[kChannels];
     output(0, y);
     store_values(to, y);
@@ -109,8 +139,10 @@ constexpr int kBackwardChannels = 4;
 // A thread walks one slab of one sequence, four channels: da_j from x_(j - K + 1) .. x_j, and dx_(j - K + 1) from
 // da_(j - K + 1) .. da_j; it goes K - 1 steps further than its slab for the latter.
 template <typename T, int kWidth, bool kSilu>
-__global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<T> p, ConvSlabs slabs) {
-  constexpr int kChannels = kBackwardChannels, kAhead = 4, kPast = kWidth - 1;
+__global__ void __launch_bounds__(128, 4) fast_backward(const CausalConv1dBackward<T> p, ConvSlabs slabs) {
+  constexpr int kChannels = kBackwardChannels, kAhead = 4, kPast = kWidth - 1, kStages = 8 / sizeof(T);
+  using Ring = RowRing<T, kChannels, kAhead, kStages>;
+  __shared__ __align__(16) typename Ring::Rows x_shared, dy_shared;
   const int64_t columns = p.channels / kChannels, runs = slabs.count / p.layout.sequences;
   const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= columns * slabs.count) return;
@@ -192,33 +224,27 @@ __global__ void __launch_bounds__(128) fast_backward(const CausalConv1dBackward<
   for (int k = 0; k < kPast && j < beyond; ++k) careful();
   // Steps that are the slab's, as are those whose gradients they complete.
   const int64_t x_step = rows.step * p.x.l, dy_step = rows.step * p.dy.l, dx_step = rows.step * p.dx.l;
-  const T* x_at = p.x.data + rows.b * p.x.b + rows.time(j) * p.x.l + d;
-  const T* dy_at = p.dy.data + rows.b * p.dy.b + rows.time(j) * p.dy.l + d;
+  Ring x_ring(x_shared, p.x.data + rows.b * p.x.b + rows.time(j) * p.x.l + d, x_step);
+  Ring dy_ring(dy_shared, p.dy.data + rows.b * p.dy.b + rows.time(j) * p.dy.l + d, dy_step);
   T* dx_at = p.dx.data + rows.b * p.dx.b + rows.time(j - kPast) * p.dx.l + d;
   const int64_t whole = min(last, rows.length - kPast);
-  // The loads of the next steps are on their way while these are worked on.
-  Packed<T, kChannels> x_bits[kAhead], dy_bits[kAhead], x_next[kAhead], dy_next[kAhead];
-  if (j + kAhead <= whole)
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      x_next[k].load(x_at + k * x_step);
-      dy_next[k].load(dy_at + k * dy_step);
+  const int groups = static_cast<int>(max(whole - j, int64_t{0})) / kAhead;
+  const auto fetch = [&](int g) {
+    if (g < groups) {
+      x_ring.fetch(g % kStages);
+      dy_ring.fetch(g % kStages);
     }
-  for (; j + kAhead <= whole; j += kAhead) {
-    x_at += kAhead * x_step;
-    dy_at += kAhead * dy_step;
-    const bool more = j + 2 * kAhead <= whole;
+    end_copies();
+  };
+#pragma unroll
+  for (int g = 0; g < kStages - 1; ++g) fetch(g);
+  for (int g = 0; g < groups; ++g, j += kAhead) {
+    fetch(g + kStages - 1);
+    wait_copies<kStages - 1>();
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      x_bits[k] = x_next[k];
-      dy_bits[k] = dy_next[k];
-      x_next[k].load(more ? x_at + k * x_step : x_at - x_step);
-      dy_next[k].load(more ? dy_at + k * dy_step : dy_at - dy_step);
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      x_bits[k].floats(x[kPast + k]);
-      dy_bits[k].floats(da[kPast + k]);
+      x_ring.read(g % kStages, k, x[kPast + k]);
+      dy_ring.read(g % kStages, k, da[kPast + k]);
       advance(k, true);
       float dx[kChannels];
       gradient(k, dx);
@@ -245,14 +271,14 @@ void with_width(int64_t width, const F& f) {
 
 template <typename T>
 void causal_conv1d_forward_fast(const CausalConv1dForward<T>& p, CudaStream stream) {
-  const int64_t runs = (p.layout.length + kForwardSteps - 1) / kForwardSteps;
+  const int64_t steps = forward_steps(p), runs = (p.layout.length + steps - 1) / steps;
   const int64_t threads = p.channels / kForwardChannels<T> * runs * p.layout.sequences;
   const auto blocks = static_cast<unsigned>((threads + 127) / 128);
   with_width(p.width, [&]<int kWidth>() {
     if (p.activation == ConvActivation::kSilu)
-      fast_forward<T, kWidth, true><<<blocks, 128, 0, stream>>>(p);
+      fast_forward<T, kWidth, true><<<blocks, 128, 0, stream>>>(p, steps);
     else
-      fast_forward<T, kWidth, false><<<blocks, 128, 0, stream>>>(p);
+      fast_forward<T, kWidth, false><<<blocks, 128, 0, stream>>>(p, steps);
   });
   check_launch("causal_conv1d, fast forward");
 }

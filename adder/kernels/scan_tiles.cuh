@@ -1,5 +1,6 @@
 #pragma once
 
+#include "adder/kernels/async_copy.cuh"
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/selective_scan_cuda.h"
@@ -8,29 +9,6 @@
 // What the fast scans of both directions share: tiles of a few steps and a warp's channels, copied asynchronously into
 // shared memory by the warp that uses them, so that warps never wait for one another.
 namespace adder::kernels::cuda {
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-// kBytes, 16 or 4, or zeros where `real` is false; nothing is read then.
-template <int kBytes>
-__device__ __forceinline__ void copy_piece(void* to, const void* from, bool real) {
-  if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(real ? 16 : 0)
-                 : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 4 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void end_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-// Waits until at most `kPending` groups of this thread's copies are under way.
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // How far apart a tensor's tiles are: bytes from one tile's first row to the next one's, in the direction of time.
 // The fast path takes strides for which this fits.

@@ -106,6 +106,10 @@ TEST(SoftmaxRows, WideVocabularyAndSharpRows) {
     compare<float>(8, 300, 100);
     compare<bfloat16>(8, 300, 100);
     compare<kernels::float16>(8, 300, 100);
+    compare<bfloat16>(400, 4104);
+    compare<bfloat16>(5, 50280);
+    compare<bfloat16>(4, 32000, 100);
+    compare<kernels::float16>(4, 57344);
   });
 }
 
@@ -121,37 +125,51 @@ TEST(SoftmaxRows, SameBitsForAnyNumberOfThreads) {
   });
 }
 
+template <typename T>
+void expect_first_of_equals(int64_t vocab) {
+  Problem<T> problem(1, vocab);
+  std::fill(problem.logits.begin(), problem.logits.end(), kernels::from_float<T>(-1.0f));
+  problem.run(false);
+  EXPECT_EQ(problem.predictions[0], 0);
+  problem.logits[vocab - 1] = problem.logits[vocab - 2] = kernels::from_float<T>(4.0f);
+  problem.run(false);
+  EXPECT_EQ(problem.predictions[0], vocab - 2);
+}
+
 TEST(SoftmaxRows, FirstOfEqualLogitsIsPredicted) {
   for_each_device([&] {
-    for (const int64_t vocab : {3, 40, 2000}) {
-      Problem<float> problem(1, vocab);
-      std::fill(problem.logits.begin(), problem.logits.end(), -1.0f);
-      problem.run(false);
-      EXPECT_EQ(problem.predictions[0], 0);
-      problem.logits[vocab - 1] = problem.logits[vocab - 2] = 4;
-      problem.run(false);
-      EXPECT_EQ(problem.predictions[0], vocab - 2);
+    for (const int64_t vocab : {3, 40, 2000, 8000}) {
+      expect_first_of_equals<float>(vocab);
+      expect_first_of_equals<bfloat16>(vocab);
     }
   });
 }
 
-void expect_nonfinite_stays_in_its_row() {
+template <typename T>
+void expect_nonfinite_stays_in_its_row(int64_t vocab) {
+  SCOPED_TRACE(vocab);
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()})
-    for (const int64_t place : {0, 20, 36}) {
-      Problem<float> problem(3, 37);
-      problem.logits[37 + place] = bad;
+    for (const int64_t place : {int64_t{0}, vocab / 2, vocab - 1}) {
+      Problem<T> problem(3, vocab);
+      problem.logits[vocab + place] = kernels::from_float<T>(bad);
       problem.run(true);
       EXPECT_TRUE(std::isnan(problem.losses[1]));
       EXPECT_EQ(problem.predictions[1], place);
-      for (int64_t i = 37; i < 74; ++i) EXPECT_TRUE(std::isnan(problem.logits[i]));
+      const std::vector<double> gradients = doubles(problem.logits);
+      for (int64_t i = vocab; i < 2 * vocab; ++i) ASSERT_TRUE(std::isnan(gradients[i])) << i;
       EXPECT_TRUE(std::isfinite(problem.losses[0]) && std::isfinite(problem.losses[2]));
-      EXPECT_TRUE(std::isfinite(problem.logits[36]) && std::isfinite(problem.logits[74]));
+      EXPECT_TRUE(std::isfinite(gradients[vocab - 1]) && std::isfinite(gradients[2 * vocab]));
     }
 }
 
 TEST(SoftmaxRows, NanAndInfinityStayVisibleInTheirRow) {
-  for_each_device([] { expect_nonfinite_stays_in_its_row(); });
-  on_every_target([] { expect_nonfinite_stays_in_its_row(); });
+  const auto all = [] {
+    expect_nonfinite_stays_in_its_row<float>(37);
+    expect_nonfinite_stays_in_its_row<bfloat16>(300);
+    expect_nonfinite_stays_in_its_row<bfloat16>(5000);
+  };
+  for_each_device(all);
+  on_every_target(all);
 }
 
 TEST(SoftmaxRows, MinusInfinityIsAProbabilityOfZero) {
