@@ -127,6 +127,24 @@ bool is_short_plain(const SelectiveScanInputs<T>& p, std::initializer_list<View3
   return plain;
 }
 
+// What a single step of one sequence needs; every lane has its channels' values itself.
+template <typename T, int N, bool kPlain>
+struct SingleStep {
+  float pre[2], u[2], z[2], B[N / 4], C[N / 4];
+  bool counted;
+
+  __device__ __forceinline__ void load(const ShortLane<T, N, kPlain>& lane, const SelectiveScanInputs<T>& p,
+                                       int64_t s) {
+    if (s >= p.layout.sequences) return;
+    counted = lane.counted(p.layout, s, 0);
+    lane.values(p.delta, s, 0, counted, pre);
+    lane.values(p.u, s, 0, counted, u);
+    if (p.z.data != nullptr) lane.values(p.z, s, 0, counted, z);
+    lane.matrix(p.B_step, s, 0, counted, B);
+    lane.matrix(p.C_step, s, 0, counted, C);
+  }
+};
+
 // The value that lane q = `step` of the same channels has.
 __device__ __forceinline__ float of_step(float x, int step) {
   return __shfl_sync(kAllLanes, x, (threadIdx.x & 28) + static_cast<unsigned>(step));

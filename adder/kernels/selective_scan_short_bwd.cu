@@ -30,11 +30,116 @@ struct SumOverChannels {
   }
 };
 
+// The sums over a lane's walk, where add_backward_sums() finds them.
+template <typename T, int N, bool kPlain>
+__device__ __forceinline__ void store_sums(const SelectiveScanBackward<T>& p, const BackwardSums& out,
+                                           const ShortLane<T, N, kPlain>& lane, const float (&dA)[2][N / 4],
+                                           const float (&dskip)[2], const float (&dbias)[2]) {
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    store_floats_if(lane.real[c], out.A_sum(blockIdx.y, N, lane.d + c) + lane.q * (N / 4), dA[c]);
+    const float of_skip = sum_lanes(dskip[c], 4), of_bias = sum_lanes(dbias[c], 4);
+    if (lane.q == 0 && lane.real[c]) {
+      float* const to = out.skip_sum(blockIdx.y, p.channels, N, lane.d + c);
+      to[0] = of_skip;
+      to[p.channels] = of_bias;
+    }
+  }
+}
+
+// dB and dC of the block's channels: the warps' parts of `length` steps.
+template <typename T, int N, bool kPlain>
+__device__ __forceinline__ void store_block_sums(const SelectiveScanBackward<T>& p, const BackwardSums& out,
+                                                 const ShortLane<T, N, kPlain>& lane, int64_t s, int length,
+                                                 const float* sums, int of_warp) {
+  __syncthreads();  // all warps' parts are there; the other buffer is free after the next of these
+  for (int i = static_cast<int>(threadIdx.x); i < length * 2 * N; i += 32 * kShortWarps) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kShortWarps; ++w) sum += sums[w * of_warp + i];
+    const int64_t row = (lane.block * p.layout.batch + s) * length + lane.time(p.layout, i / (2 * N));
+    out.dBC[row * 2 * N + i % (2 * N)] = sum;
+  }
+}
+
+// One step: what the next sequence needs is on its way while one is worked on.
+template <typename T, int N, bool kPlain>
+__global__ void __launch_bounds__(32 * kShortWarps, 4)
+    single_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
+  constexpr int kStates = N / 4;
+  __shared__ float sums[2][kShortWarps][2][N];
+  const ShortLane<T, N, kPlain> lane(p);
+  const int q = lane.q, thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const SumOverChannels<kStates> sum_over_channels(thread % 32);
+  float dA[2][kStates] = {}, dskip[2] = {}, dbias[2] = {};
+  struct Step : SingleStep<T, N, kPlain> {
+    float dy[2], h[2][kStates];
+  } now, next;
+  const auto load = [&](int64_t s) {
+    if (s >= p.layout.sequences) return;
+    next.load(lane, p, s);
+    lane.values(p.dy, s, 0, next.counted, next.dy);
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      if (lane.real[c]) load_floats(next.h[c], &p.border_states[lane.state(p, s, c)]);
+  };
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) next.h[c][n] = 0;
+  load(blockIdx.y);
+  int buffer = 0;
+  for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y, buffer ^= 1) {
+    now = next;
+    load(s + gridDim.y);
+    const int64_t state = lane.state(p, s, 0);
+    float delta[2], input[2], du[2], ddelta[2], dz[2], dB[kStates], dC[kStates];
+    lane.step(p, now.pre, now.u, now.counted, delta, input);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float gated = p.z.data != nullptr ? now.dy[c] * now.z[c] * sigmoid_fast(now.z[c]) : now.dy[c];
+      float y = 0, by_A = 0, by_B = 0, dinitial[kStates];
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        const float a = exp2_fast(delta[c] * lane.A[c][n]), m = a * now.h[c][n], h = fmaf(input[c], now.B[n], m);
+        float dh = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[state + c * N + n] : 0.0f;
+        dh = fmaf(gated, now.C[n], dh);
+        const float w = dh * m;
+        y = fmaf(now.C[n], h, y);
+        by_A = fmaf(w, lane.A[c][n], by_A);
+        by_B = fmaf(now.B[n], dh, by_B);
+        dA[c][n] = fmaf(w, delta[c], dA[c][n]);
+        dB[n] = c == 0 ? input[c] * dh : fmaf(input[c], dh, dB[n]);
+        dC[n] = c == 0 ? gated * h : fmaf(gated, h, dC[n]);
+        dinitial[n] = dh * a;
+      }
+      if (p.dinitial_state != nullptr) store_floats_if(lane.real[c], &p.dinitial_state[state + c * N], dinitial);
+      step_gradients(sum_lanes(by_A, 4), sum_lanes(by_B, 4), now.u[c], delta[c], now.pre[c] + lane.bias[c], gated,
+                     lane.skip[c], p.delta_softplus, du[c], ddelta[c]);
+      dz[c] = gate_gradient(now.dy[c], sum_lanes(y, 4), now.u[c], now.z[c], lane.skip[c]);
+      if (!now.counted) du[c] = ddelta[c] = dz[c] = 0;
+      // Each lane of a channel has the whole: one of them adds it.
+      dskip[c] = q == 0 ? fmaf(gated, now.u[c], dskip[c]) : 0.0f;
+      dbias[c] += q == 0 ? ddelta[c] : 0.0f;
+    }
+    lane.store(p.du, s, 0, q == 0, du);
+    lane.store(p.ddelta, s, 0, q == 0, ddelta);
+    if (p.dz.data != nullptr) lane.store(p.dz, s, 0, q == 0, dz);
+    const float of_B = sum_over_channels(dB, thread % 32), of_C = sum_over_channels(dC, thread % 32);
+    if (sum_over_channels.mine) {
+      sums[buffer][warp][0][q * kStates + sum_over_channels.at] = of_B;
+      sums[buffer][warp][1][q * kStates + sum_over_channels.at] = of_C;
+    }
+    store_block_sums(p, out, lane, s, 1, &sums[buffer][0][0][0], 2 * N);
+  }
+  store_sums(p, out, lane, dA, dskip, dbias);
+}
+
 // Up to kSteps steps.
 template <typename T, int N, int kSteps, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 1 ? 5 : kSteps == 4 ? 3 : 2)
+__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 3 : 2)
     short_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
-  constexpr int kStates = N / 4, kFours = (kSteps + 3) / 4, kOfFour = kSteps < 4 ? kSteps : 4;
+  constexpr int kStates = N / 4, kFours = kSteps / 4;
   __shared__ float sums[2][kShortWarps][kSteps][2][N];  // dB and dC of the warps' channels
   const ShortLane<T, N, kPlain> lane(p);
   const int q = lane.q, thread = static_cast<int>(threadIdx.x), warp = thread / 32;
@@ -75,7 +180,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 1 ? 5 : kSteps == 
       for (int c = 0; c < 2; ++c)
         gated[i][c] = p.z.data != nullptr ? dy[i][c] * z[i][c] * sigmoid_fast(z[i][c]) : dy[i][c];
 #pragma unroll
-      for (int k = 0; k < kOfFour; ++k) {
+      for (int k = 0; k < 4; ++k) {
         const int j = 4 * i + k;
         if (j >= length) break;
         float B[kStates], C[kStates], dC[kStates];
@@ -104,7 +209,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 1 ? 5 : kSteps == 
     for (int i = kFours - 1; i >= 0; --i) {
       float by_A[2][4] = {}, by_B[2][4] = {};
 #pragma unroll
-      for (int k = kOfFour - 1; k >= 0; --k) {
+      for (int k = 3; k >= 0; --k) {
         const int j = 4 * i + k;
         if (j >= length) continue;
         float B[kStates], C[kStates], dB[kStates];
@@ -150,27 +255,9 @@ __global__ void __launch_bounds__(32 * kShortWarps, kSteps == 1 ? 5 : kSteps == 
     for (int c = 0; c < 2; ++c)
       if (p.dinitial_state != nullptr)
         store_floats_if(lane.real[c], &p.dinitial_state[state + c * N], dh[c]);
-    __syncthreads();  // all warps' dB and dC are there; the other buffer is free after the next of these
-    for (int i = thread; i < length * 2 * N; i += 32 * kShortWarps) {
-      const int j = i / (2 * N);
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kShortWarps; ++w) sum += (&sums[buffer][w][0][0][0])[i];
-      const int64_t row = (lane.block * p.layout.batch + s) * length + lane.time(p.layout, j);
-      out.dBC[row * 2 * N + i % (2 * N)] = sum;
-    }
+    store_block_sums(p, out, lane, s, length, &sums[buffer][0][0][0][0], kSteps * 2 * N);
   }
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    store_floats_if(lane.real[c], out.A_sum(blockIdx.y, N, lane.d + c) + q * kStates, dA[c]);
-    dskip[c] = sum_lanes(dskip[c], 4);
-    dbias[c] = sum_lanes(dbias[c], 4);
-    if (q == 0 && lane.real[c]) {
-      float* const to = out.skip_sum(blockIdx.y, p.channels, N, lane.d + c);
-      to[0] = dskip[c];
-      to[p.channels] = dbias[c];
-    }
-  }
+  store_sums(p, out, lane, dA, dskip, dbias);
 }
 
 struct Plan {
@@ -194,7 +281,7 @@ struct Plan {
 template <typename T, int N, bool kPlain>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
   const dim3 grid(static_cast<unsigned>(plan.sums.blocks), static_cast<unsigned>(plan.walkers));
-  const auto kernel = p.layout.length == 1   ? short_backward<T, N, 1, kPlain>
+  const auto kernel = p.layout.length == 1   ? single_backward<T, N, kPlain>
                       : p.layout.length <= 4 ? short_backward<T, N, 4, kPlain>
                                              : short_backward<T, N, 8, kPlain>;
   kernel<<<grid, 32 * kShortWarps, 0, stream>>>(p, plan.sums);

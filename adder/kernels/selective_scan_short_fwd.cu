@@ -4,7 +4,7 @@ namespace adder::kernels::cuda {
 namespace {
 
 template <typename T, int N, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, 6)
+__global__ void __launch_bounds__(32 * kShortWarps, 7)
     short_forward(const __grid_constant__ SelectiveScanForward<T> p) {
   constexpr int kStates = N / 4;
   const ShortLane<T, N, kPlain> lane(p);
@@ -60,6 +60,47 @@ __global__ void __launch_bounds__(32 * kShortWarps, 6)
   }
 }
 
+// One step: what the next sequence needs is on its way while one is worked on.
+template <typename T, int N, bool kPlain>
+__global__ void __launch_bounds__(32 * kShortWarps, 7)
+    single_forward(const __grid_constant__ SelectiveScanForward<T> p) {
+  constexpr int kStates = N / 4;
+  const ShortLane<T, N, kPlain> lane(p);
+  SingleStep<T, N, kPlain> now, next;
+  next.load(lane, p, blockIdx.y);
+  for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y) {
+    now = next;
+    next.load(lane, p, s + gridDim.y);
+    const int64_t state = lane.state(p, s, 0);
+    float delta[2], input[2], y[2];
+    lane.step(p, now.pre, now.u, now.counted, delta, input);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float h[kStates];
+      y[c] = 0;
+#pragma unroll
+      for (int n = 0; n < kStates; ++n)
+        h[n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[state + c * N + n] : 0.0f;
+      if (p.border_states != nullptr) store_floats_if(lane.real[c], &p.border_states[state + c * N], h);
+#pragma unroll
+      for (int n = 0; n < kStates; ++n) {
+        h[n] = fmaf(exp2_fast(delta[c] * lane.A[c][n]), h[n], input[c] * now.B[n]);
+        y[c] = fmaf(now.C[n], h[n], y[c]);
+      }
+      store_floats_if(lane.real[c], &p.final_state[state + c * N], h);
+      y[c] = fmaf(lane.skip[c], now.u[c], sum_lanes(y[c], 4));
+      if (p.z.data != nullptr) y[c] *= now.z[c] * sigmoid_fast(now.z[c]);
+      if (!now.counted) y[c] = 0;
+    }
+    lane.store(p.y, s, 0, lane.q == 0, y);
+  }
+}
+
+template <typename T, int N, bool kPlain>
+auto forward_kernel(int64_t length) {
+  return length == 1 ? single_forward<T, N, kPlain> : short_forward<T, N, kPlain>;
+}
+
 }  // namespace
 
 template <typename T>
@@ -70,8 +111,9 @@ void selective_scan_forward_short(const SelectiveScanForward<T>& p, CudaStream s
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>(short_scan_walkers(p.layout, blocks * kShortWarps)));
   const bool plain = is_short_plain(p, {p.y});
-  const auto kernel = p.state == 8 ? (plain ? short_forward<T, 8, true> : short_forward<T, 8, false>)
-                                   : (plain ? short_forward<T, 16, true> : short_forward<T, 16, false>);
+  const int64_t length = p.layout.length;
+  const auto kernel = p.state == 8 ? (plain ? forward_kernel<T, 8, true>(length) : forward_kernel<T, 8, false>(length))
+                                   : (plain ? forward_kernel<T, 16, true>(length) : forward_kernel<T, 16, false>(length));
   kernel<<<grid, 32 * kShortWarps, 0, stream>>>(p);
   check_launch("selective_scan, forward of a few steps");
 }
