@@ -127,15 +127,15 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
 }
 
 // The sums over rows that a team keeps are its part of dweight and dbias.
-template <typename T, typename Out, int kVector, int kTeam, int kKept>
-__global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Out> p) {
+template <typename T, typename Out, int kVector, int kTeam, int kKept, bool kBias>
+__global__ void __launch_bounds__(kThreads, kBias || sizeof(T) == 8 || kVector == 1 ? 2 : 4) backward(const AddNormBackward<T, Out> p) {
   using R = Accumulator<T>;
   constexpr int kPieces = kKept / kVector, kTeams = kThreads / kTeam;
   __shared__ R shared[2 * kThreads / 32];
   const int64_t team = static_cast<int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam;
   const int64_t teams = static_cast<int64_t>(gridDim.x) * kTeams;
   R* const parts = static_cast<R*>(p.workspace) + team * p.width;
-  R* const bias_parts = p.dbias != nullptr ? parts + teams * p.width : nullptr;
+  R* const bias_parts = kBias ? parts + teams * p.width : nullptr;
   const int64_t step = kTeam * kVector, first = threadIdx.x % kTeam * kVector;
   R dweight[kPieces][kVector] = {}, dbias[kPieces][kVector] = {};
   const auto add_wide = [&](R* to, const R(&x)[kVector], bool start) {
@@ -208,21 +208,24 @@ __global__ void __launch_bounds__(kThreads) backward(const AddNormBackward<T, Ou
       R dw[kVector], db[kVector];
       finish(first + n * step, xhat[n], dy[n], dw, db);
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) dweight[n][k] += dw[k], dbias[n][k] += db[k];
+      for (int k = 0; k < kVector; ++k) {
+        dweight[n][k] += dw[k];
+        if constexpr (kBias) dbias[n][k] += db[k];
+      }
     }
     for (int64_t i = first + kPieces * step; i < width; i += step) {
       R x[kVector], g[kVector], dw[kVector], db[kVector];
       load(i, x, g);
       finish(i, x, g, dw, db);
       add_wide(parts + i, dw, row == team);
-      if (bias_parts != nullptr) add_wide(bias_parts + i, db, row == team);
+      if constexpr (kBias) add_wide(bias_parts + i, db, row == team);
     }
   }
 #pragma unroll
   for (int n = 0; n < kPieces; ++n) {
     if (first + n * step >= p.width) continue;
     write<R, kVector>(parts + first + n * step, dweight[n]);
-    if (bias_parts != nullptr) write<R, kVector>(bias_parts + first + n * step, dbias[n]);
+    if constexpr (kBias) write<R, kVector>(bias_parts + first + n * step, dbias[n]);
   }
 }
 
@@ -282,11 +285,16 @@ void add_norm_backward(const AddNormBackward<T, Out>& p, CudaStream stream) {
   const Team team = team_of(p.width);
   const R* parts = static_cast<const R*>(p.workspace);
   const bool vectors = vectors_fit(p.width, p.dy, p.dresidual_out, p.residual_out, p.weight, p.dx, p.dresidual, parts);
-  const auto kernel = team == Team::kHalfWarp
-                          ? (vectors ? backward<T, Out, 4, 16, 4> : backward<T, Out, 1, 16, 4>)
-                      : team == Team::kWarp ? (vectors ? backward<T, Out, 4, 32, 32> : backward<T, Out, 1, 32, 32>)
-                                            : (vectors ? backward<T, Out, 4, kThreads, 16> : backward<T, Out, 1, kThreads, 16>);
-  kernel<<<static_cast<unsigned>(teams / teams_of_block(team)), kThreads, 0, stream>>>(p);
+  const auto launch = [&]<int kTeam, int kKept>() {
+    const auto kernel = p.dbias != nullptr
+                            ? (vectors ? backward<T, Out, 4, kTeam, kKept, true> : backward<T, Out, 1, kTeam, kKept, true>)
+                            : (vectors ? backward<T, Out, 4, kTeam, kKept, false>
+                                       : backward<T, Out, 1, kTeam, kKept, false>);
+    kernel<<<static_cast<unsigned>(teams / teams_of_block(team)), kThreads, 0, stream>>>(p);
+  };
+  if (team == Team::kHalfWarp) launch.template operator()<16, 4>();
+  if (team == Team::kWarp) p.width <= 768 ? launch.template operator()<32, 24>() : launch.template operator()<32, 32>();
+  if (team == Team::kBlock) launch.template operator()<kThreads, 16>();
   check_launch("add_norm, backward");
   sum_columns(parts, teams, p.width, StoreSum<R>{p.dweight}, "add_norm, sums of the backward pass", stream);
   if (p.dbias != nullptr)

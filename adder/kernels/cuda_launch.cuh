@@ -32,16 +32,6 @@ inline int shared_memory_limit() {
   return bytes;
 }
 
-// Blocks of a kernel that the current device holds at once.
-template <typename Kernel>
-int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
-  int device = 0, processors = 0, each = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared), "cudaOccupancy");
-  return std::max<int64_t>(int64_t{processors} * each, 1);
-}
-
 // Blocks for `tasks` pieces of work that threads walk through with the grid as their stride: any number of pieces is
 // served by a grid that the hardware allows.
 inline unsigned grid_for(int64_t tasks, int64_t per_block) {

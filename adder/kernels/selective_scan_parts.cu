@@ -13,34 +13,41 @@ constexpr float kForgotten = -100.0f;
 
 template <typename T, int N>
 struct BorderTiles {
-  static constexpr int kSteps = 16, kChannels = 16, kStates = N / 4;
+  static constexpr int kSteps = 16, kWarpChannels = 16, kChannels = kWarps * kWarpChannels;
   struct Raw {
-    T delta[kSteps][kChannels], x[kSteps][kChannels], z[kSteps][kChannels], matrix[kSteps][N];
+    T delta[kSteps][kWarpChannels], x[kSteps][kWarpChannels], z[kSteps][kWarpChannels], matrix[kSteps][N];
   };
-  Raw raw[2];
-  float step[kSteps][8][4];  // {delta, input} of each of a lane's two channels
-  float matrix[kSteps][N];
+  struct Ready {
+    float step[kSteps][kChannels][2];  // {delta, input}
+    float matrix[kSteps][N];
+  };
+  Raw raw[kWarps][2];
+  Ready ready[2];
 };
 
 // Forward: the state that a part leaves behind if it begins with zeros, x = u, matrix = B. Backward: the gradient of
 // the state before a part if none comes from behind it, x = dy silu(z), matrix = C. Beside it the decay over the part.
+// A warp prepares 16 of the block's 64 channels and walks with a quarter of the states of all of them: quarters differ
+// most in how soon they forget.
 template <typename T, int N, bool kBackward, bool kGate, int kPiece>
 __global__ void __launch_bounds__(32 * kWarps)
     walk_from_borders(const __grid_constant__ SelectiveScanInputs<T> p, const View3<const T> x,
                       const View4<const T> matrix, const ScanParts parts, float* sums, float* decays) {
   using Tiles = BorderTiles<T, N>;
   constexpr bool kPlain = kPiece > 0;
-  constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
+  constexpr int kSteps = Tiles::kSteps, kWarpChannels = Tiles::kWarpChannels, kChannels = Tiles::kChannels;
+  constexpr int kStates = N / 4;
   extern __shared__ __align__(16) char shared[];
-  const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4, group = lane / 4, own = lane % 8;
-  Tiles& tiles = reinterpret_cast<Tiles*>(shared)[threadIdx.x / 32];
+  Tiles& tiles = *reinterpret_cast<Tiles*>(shared);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, own = lane % 8;
   const int64_t group_channels = p.channels / p.groups, group_tiles = (group_channels + kChannels - 1) / kChannels;
   const int64_t all_tiles = group_tiles * p.groups;
-  int64_t task = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
-  if (task >= p.layout.sequences * all_tiles * (parts.count - 1)) return;
+  int64_t task = blockIdx.x;
   const int64_t g = task % all_tiles / group_tiles;
   const int64_t d0 = g * group_channels + task % all_tiles % group_tiles * kChannels;
-  const int columns = static_cast<int>(min(static_cast<int64_t>(kChannels), (g + 1) * group_channels - d0));
+  const auto columns_from = [&](int64_t first) {
+    return static_cast<int>(max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
+  };
   task /= all_tiles;
   const int64_t s = task % p.layout.sequences, part = task / p.layout.sequences + (kBackward ? 1 : 0);
   SequenceRows rows(p.layout, s);
@@ -51,24 +58,34 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
   const int length = static_cast<int>(rows.length);
 
-  const int64_t d = d0 + 2 * group;
+  const int64_t d = d0 + 2 * lane;  // the first of the channels that this lane walks with
   bool real[2];
-  float A[2][kStates], sum[2][kStates] = {}, way[2] = {}, own_bias[2];
+  float A[2][kStates], sum[2][kStates] = {}, way[2] = {};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    real[c] = 2 * group + c < columns;
-    own_bias[c] = 2 * own + c < columns && p.delta_bias.data != nullptr
-                      ? p.delta_bias.data[(d0 + 2 * own + c) * p.delta_bias.d]
-                      : 0.0f;
+    real[c] = d + c < (g + 1) * group_channels;
+    const float* const from = p.A.data + (real[c] ? d + c : d0) * p.A.row + warp * kStates * p.A.column;
+    if (p.A.column == 1 && p.A.row % 4 == 0 && reinterpret_cast<uintptr_t>(p.A.data) % 16 == 0)
+      load_floats(A[c], from);
+    else
+      for (int n = 0; n < kStates; ++n) A[c][n] = from[n * p.A.column];
 #pragma unroll
-    for (int n = 0; n < kStates; ++n)
-      A[c][n] = real[c] ? kLog2E * p.A.data[(d + c) * p.A.row + (q * kStates + n) * p.A.column] : 0.0f;
+    for (int n = 0; n < kStates; ++n) A[c][n] = real[c] ? kLog2E * A[c][n] : 0.0f;
   }
+  // The channels that this warp copies and prepares.
+  const int64_t first = d0 + warp * kWarpChannels;
+  const int columns = columns_from(first);
+  float own_bias[2];
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+    own_bias[c] = 2 * own + c < columns && p.delta_bias.data != nullptr
+                      ? p.delta_bias.data[(first + 2 * own + c) * p.delta_bias.d]
+                      : 0.0f;
   const auto first_channel = [&](const View3<const T>& v) {
-    return v.data + rows.b * v.b + rows.first * v.l + d0 * v.d;
+    return v.data + rows.b * v.b + rows.first * v.l + (columns > 0 ? first : d0) * v.d;
   };
   const T* const first_state = matrix.data + rows.b * matrix.b + rows.first * matrix.l + g * matrix.g;
-  using ChannelCopy = TileCopy<T, kSteps, kChannels>;
+  using ChannelCopy = TileCopy<T, kSteps, kWarpChannels>;
   using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
   const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
   const ChannelCopy copy_x(first_channel(x), rows.step * x.l, columns, lane);
@@ -85,41 +102,29 @@ __global__ void __launch_bounds__(32 * kWarps)
         start(copy_delta, to.delta, p.delta.l);
         start(copy_x, to.x, x.l);
         if constexpr (kGate) start(copy_z, to.z, p.z.l);
-        start(copy_matrix, to.matrix, matrix.l);
+        if (warp == 0) start(copy_matrix, to.matrix, matrix.l);
       } else {
-        const auto channels = [&](T(*to_rows)[kChannels], const View3<const T>& v) {
-          copy_values<T, kSteps, kChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d,
-                                            count, columns, lane);
+        const auto channels = [&](T(*to_rows)[kWarpChannels], const View3<const T>& v) {
+          copy_values<T, kSteps, kWarpChannels>(to_rows, first_channel(v) + j0 * rows.step * v.l, rows.step * v.l, v.d,
+                                                count, columns, lane);
         };
         channels(to.delta, p.delta);
         channels(to.x, x);
         if constexpr (kGate) channels(to.z, p.z);
-        copy_values<T, kSteps, N>(to.matrix, first_state + j0 * rows.step * matrix.l, rows.step * matrix.l, matrix.n,
-                                  count, N, lane);
+        if (warp == 0)
+          copy_values<T, kSteps, N>(to.matrix, first_state + j0 * rows.step * matrix.l, rows.step * matrix.l, matrix.n,
+                                    count, N, lane);
       }
     }
     end_copies();
   };
-
-  bool forgotten = false;
-  load(0, tiles.raw[0]);
-  for (int j0 = 0; j0 < length && !forgotten; j0 += kSteps) {
-    const typename Tiles::Raw& now = tiles.raw[j0 / kSteps % 2];
-    const int count = min(length - j0, kSteps);
-    __syncwarp();
-    load(j0 + kSteps, tiles.raw[(j0 / kSteps + 1) % 2]);
-    wait_copies<1>();
-    unsigned live = (1u << count) - 1;
-    if constexpr (!kPlain)
-      if (p.layout.mask.data != nullptr)
-        live = __ballot_sync(kAllLanes, lane < count && counts(p.layout.mask, rows.b, rows.time(j0 + lane)));
-    __syncwarp();
+  const auto prepare = [&](const typename Tiles::Raw& from, typename Tiles::Ready& to, unsigned live) {
 #pragma unroll
     for (int i = 0; i < kSteps / 4; ++i) {
       const int t = 4 * i + lane / 8;
       const bool counted = live >> t & 1;
-      const float2 raw = pair(&now.delta[t][2 * own]);
-      float2 in = pair(&now.x[t][2 * own]);
+      const float2 raw = pair(&from.delta[t][2 * own]);
+      float2 in = pair(&from.x[t][2 * own]);
       float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[1]};
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -130,32 +135,52 @@ __global__ void __launch_bounds__(32 * kWarps)
         in.x *= dt[0];
         in.y *= dt[1];
       } else if constexpr (kGate) {
-        const float2 z = pair(&now.z[t][2 * own]);
+        const float2 z = pair(&from.z[t][2 * own]);
         in.x *= z.x * sigmoid_fast(z.x);
         in.y *= z.y * sigmoid_fast(z.y);
       }
-      *reinterpret_cast<float4*>(tiles.step[t][own]) = counted ? float4{dt[0], in.x, dt[1], in.y} : float4{0, 0, 0, 0};
+      *reinterpret_cast<float4*>(to.step[t][warp * kWarpChannels + 2 * own]) =
+          counted ? float4{dt[0], in.x, dt[1], in.y} : float4{0, 0, 0, 0};
     }
+    if (warp > 0) return;
 #pragma unroll
     for (int i = lane; i < kSteps * 4; i += 32) {
       const int t = i / 4;
       float v[kStates];
       Packed<T, kStates> bits;
-      bits.load(&now.matrix[t][i % 4 * kStates]);
+      bits.load(&from.matrix[t][i % 4 * kStates]);
       bits.floats(v);
       if constexpr (!kPlain) {
         const bool counted = live >> t & 1;
 #pragma unroll
         for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
       }
-      store_floats(&tiles.matrix[t][i % 4 * kStates], v);
+      store_floats(&to.matrix[t][i % 4 * kStates], v);
     }
+  };
+
+  bool forgotten = false;
+  load(0, tiles.raw[warp][0]);
+  for (int j0 = 0; j0 < length; j0 += kSteps) {
+    const int parity = j0 / kSteps % 2, count = min(length - j0, kSteps);
     __syncwarp();
+    load(j0 + kSteps, tiles.raw[warp][parity ^ 1]);
+    wait_copies<1>();
+    unsigned live = (1u << count) - 1;
+    if constexpr (!kPlain)
+      if (p.layout.mask.data != nullptr)
+        live = __ballot_sync(kAllLanes, lane < count && counts(p.layout.mask, rows.b, rows.time(j0 + lane)));
+    __syncwarp();
+    prepare(tiles.raw[warp][parity], tiles.ready[parity], live);
+    // What all have prepared is there; what they prepare next goes where none is at work any more.
+    if (__syncthreads_and(forgotten)) break;
+    if (forgotten) continue;
+    const typename Tiles::Ready& ready = tiles.ready[parity];
 #pragma unroll 4
     for (int t = 0; t < kSteps; ++t) {
       float step[4], M[kStates];
-      load_floats(step, tiles.step[t][group]);
-      load_floats(M, &tiles.matrix[t][q * kStates]);
+      load_floats(step, ready.step[t][2 * lane]);
+      load_floats(M, &ready.matrix[t][warp * kStates]);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         if constexpr (kBackward) way[c] += step[2 * c];
@@ -179,7 +204,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     float decay[kStates];
 #pragma unroll
     for (int n = 0; n < kStates; ++n) decay[n] = forgotten ? 0.0f : exp2_fast(A[c][n] * way[c]);
-    const int64_t at = ((part * p.layout.sequences + s) * p.channels + d + c) * N + q * kStates;
+    const int64_t at = ((part * p.layout.sequences + s) * p.channels + d + c) * N + warp * kStates;
     store_floats(&sums[at], sum[c]);
     store_floats(&decays[at], decay);
   }
@@ -221,10 +246,10 @@ __global__ void __launch_bounds__(1024) pass_on(const float* first, int64_t stat
 template <typename T, int N, bool kBackward, bool kGate>
 void walk(const SelectiveScanInputs<T>& p, const View3<const T>& x, const View4<const T>& matrix, int piece,
           const ScanParts& parts, float* sums, float* decays, CudaStream stream) {
-  constexpr int kShared = static_cast<int>(sizeof(BorderTiles<T, N>)) * kWarps;
-  const int64_t group_channels = p.channels / p.groups;
-  const int64_t tasks = p.layout.sequences * p.groups * ((group_channels + 15) / 16) * (parts.count - 1);
-  const auto blocks = static_cast<unsigned>((tasks + kWarps - 1) / kWarps);
+  using Tiles = BorderTiles<T, N>;
+  constexpr int kShared = static_cast<int>(sizeof(Tiles));
+  const int64_t tiles = (p.channels / p.groups + Tiles::kChannels - 1) / Tiles::kChannels * p.groups;
+  const auto blocks = static_cast<unsigned>(p.layout.sequences * tiles * (parts.count - 1));
   const auto kernel = piece == 16  ? walk_from_borders<T, N, kBackward, kGate, 16>
                       : piece == 4 ? walk_from_borders<T, N, kBackward, kGate, 4>
                                    : walk_from_borders<T, N, kBackward, kGate, 0>;
@@ -267,11 +292,13 @@ ScanParts scan_parts(const SelectiveScanInputs<T>& p, bool backward) {
   const int64_t tiles = p.layout.sequences * p.groups * ((group_channels + 15) / 16);
   parts.steps = std::max<int64_t>(p.layout.length, 1);
   // About 1,056 warps fill a large GPU. The borders take as long as about 100 steps of a part, 50 of the backward pass,
-  // and then, step for step, as long as the forward pass itself, a third of the backward one.
+  // and then, step for step, at most as long as the forward pass itself, a third of the backward one. Twice as many
+  // parts where they stay long, for walks through whole parts by one warp in four.
   constexpr int64_t kFull = 1056, kShortest = kCudaScanChunk;
   if (tiles == 0) return parts;
-  const int64_t wanted = std::min(kFull / tiles, p.layout.length / kShortest);
-  if (wanted < (backward ? 2 : 3) || p.layout.length < (backward ? 96 : 160)) return parts;
+  const int64_t enough = std::min(kFull / tiles, p.layout.length / kShortest);
+  if (enough < (backward ? 2 : 3) || p.layout.length < (backward ? 96 : 160)) return parts;
+  const int64_t wanted = std::max(enough, std::min(2 * kFull / tiles, p.layout.length / 1024));
   parts.steps = ((p.layout.length + wanted - 1) / wanted + 15) / 16 * 16;
   parts.count = (p.layout.length + parts.steps - 1) / parts.steps;
   return parts;

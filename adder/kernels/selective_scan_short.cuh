@@ -9,10 +9,11 @@ namespace adder::kernels::cuda {
 
 constexpr int kShortWarps = 4, kShortChannels = 16;
 
-// How many warps walk through the batch side by side, by the shape alone.
-inline int64_t short_scan_walkers(const SequenceLayout& layout, int64_t tiles) {
-  constexpr int64_t kFull = 8448;  // twice what fills a large GPU
-  return std::clamp<int64_t>(kFull / std::max<int64_t>(tiles, 1), 1, std::clamp<int64_t>(layout.sequences, 1, 65535));
+// How many blocks walk through the batch side by side for each of the `blocks` of channels, by the shape alone: what
+// a large GPU holds at once if a processor holds `resident`.
+inline int64_t short_scan_walkers(const SequenceLayout& layout, int64_t blocks, int64_t resident) {
+  const int64_t full = 132 * resident / std::max<int64_t>(blocks, 1);
+  return std::clamp<int64_t>(full, 1, std::clamp<int64_t>(layout.sequences, 1, 65535));
 }
 
 // A lane's place: `block` of 64 channels, none of them of two groups. kPlain: neighbours can be read together, nothing

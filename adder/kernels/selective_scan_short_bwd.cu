@@ -62,9 +62,14 @@ __device__ __forceinline__ void store_block_sums(const SelectiveScanBackward<T>&
   }
 }
 
+// Blocks on a processor.
+constexpr int resident_blocks(int64_t steps) {
+  return steps == 1 ? 4 : steps <= 4 ? 3 : 2;
+}
+
 // One step: what the next sequence needs is on its way while one is worked on.
 template <typename T, int N, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, 4)
+__global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(1))
     single_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
   constexpr int kStates = N / 4;
   __shared__ float sums[2][kShortWarps][2][N];
@@ -137,7 +142,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, 4)
 
 // Up to kSteps steps.
 template <typename T, int N, int kSteps, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, kSteps == 4 ? 3 : 2)
+__global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
     short_backward(const __grid_constant__ SelectiveScanBackward<T> p, const BackwardSums out) {
   constexpr int kStates = N / 4, kFours = kSteps / 4;
   __shared__ float sums[2][kShortWarps][kSteps][2][N];  // dB and dC of the warps' channels
@@ -272,8 +277,8 @@ struct Plan {
   static constexpr int64_t kBlock = kShortWarps * kShortChannels;
   template <typename T>
   Plan(const SelectiveScanInputs<T>& p, Carver<float> carver)
-      : walkers(short_scan_walkers(p.layout,
-                                   (p.channels / p.groups + kBlock - 1) / kBlock * p.groups * kShortWarps)),
+      : walkers(short_scan_walkers(p.layout, (p.channels / p.groups + kBlock - 1) / kBlock * p.groups,
+                                   resident_blocks(p.layout.length))),
         sums(p, kBlock, walkers, carver),
         bytes(carver.used()) {}
 };

@@ -3,8 +3,10 @@
 namespace adder::kernels::cuda {
 namespace {
 
+constexpr int kResident = 7;  // blocks on a processor
+
 template <typename T, int N, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, 7)
+__global__ void __launch_bounds__(32 * kShortWarps, kResident)
     short_forward(const __grid_constant__ SelectiveScanForward<T> p) {
   constexpr int kStates = N / 4;
   const ShortLane<T, N, kPlain> lane(p);
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, 7)
 
 // One step: what the next sequence needs is on its way while one is worked on.
 template <typename T, int N, bool kPlain>
-__global__ void __launch_bounds__(32 * kShortWarps, 7)
+__global__ void __launch_bounds__(32 * kShortWarps, kResident)
     single_forward(const __grid_constant__ SelectiveScanForward<T> p) {
   constexpr int kStates = N / 4;
   const ShortLane<T, N, kPlain> lane(p);
@@ -109,7 +111,7 @@ void selective_scan_forward_short(const SelectiveScanForward<T>& p, CudaStream s
   const int64_t blocks = (p.channels / p.groups + kBlock - 1) / kBlock * p.groups;
   if (blocks * p.layout.sequences == 0) return;
   const dim3 grid(static_cast<unsigned>(blocks),
-                  static_cast<unsigned>(short_scan_walkers(p.layout, blocks * kShortWarps)));
+                  static_cast<unsigned>(short_scan_walkers(p.layout, blocks, kResident)));
   const bool plain = is_short_plain(p, {p.y});
   const int64_t length = p.layout.length;
   const auto kernel = p.state == 8 ? (plain ? forward_kernel<T, 8, true>(length) : forward_kernel<T, 8, false>(length))

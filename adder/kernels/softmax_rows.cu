@@ -1,4 +1,3 @@
-#include "adder/kernels/async_copy.cuh"
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/softmax_rows_cuda.h"
@@ -107,130 +106,8 @@ __global__ void softmax(const SoftmaxRows<T> p) {
   }
 }
 
-// Rows of 16-bit logits that fit into shared memory twice: a block has the next row on its way there while it works on
-// one in registers, kEach vectors a thread. What the target's logit leaves over is added beside it, so that nothing
-// cancels where its share is nearly 1.
-template <typename T, int kEach>
-__global__ void __launch_bounds__(1024) softmax_ahead(const SoftmaxRows<T> p) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  extern __shared__ __align__(16) char ahead[];
-  __shared__ float largest_of[2][32], sum_of[2][32];
-  __shared__ int place_of[2];
-  const int vocab = static_cast<int>(p.vocab), vectors = vocab / kVector;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), lane = thread % 32;
-  T* const buffers = reinterpret_cast<T*>(ahead);
-  const float scale = p.scale_there != nullptr ? *p.scale_there : p.scale;
-  // Each thread copies what it works on itself.
-  const auto fetch = [&](int64_t row, int buffer) {
-    if (row < p.rows)
-#pragma unroll
-      for (int e = 0; e < kEach; ++e)
-        if (const int v = thread + e * threads; v < vectors)
-          copy_piece<16>(buffers + buffer * vocab + v * kVector, p.logits + row * vocab + v * kVector);
-    end_copies();
-  };
-  fetch(blockIdx.x, 0);
-  int buffer = 0;
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, buffer ^= 1) {
-    fetch(row + gridDim.x, buffer ^ 1);
-    T* const logits = p.logits + row * vocab;
-    const int64_t target = p.targets[row];
-    const bool ignored = target == p.ignore_index, valid = target >= 0 && target < vocab;
-    const float at_target = valid ? widen(logits[target]) : NAN;
-    wait_copies<1>();
-    Packed<T, kVector> x[kEach];
-    float mine = -INFINITY;
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int v = thread + e * threads;
-      if (v >= vectors) continue;
-      x[e].load(buffers + buffer * vocab + v * kVector);
-      float value[kVector];
-      x[e].floats(value);
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) mine = larger(mine, value[k]);
-    }
-    float sum = 0;
-    if (mine != -INFINITY)
-#pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        const int v = thread + e * threads;
-        if (v >= vectors) continue;
-        float value[kVector];
-        x[e].floats(value);
-        const bool here = target / kVector == v && valid;
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) {
-          const float exponential = exponential_of(value[k] - mine);
-          sum += here && v * kVector + k == target ? 0.0f : exponential;
-        }
-      }
-    // Sums are relative to the largest of those that they come from.
-    const auto join = [&](float& largest, float& total) {
-      float all = largest;
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) all = larger(all, __shfl_xor_sync(kAllLanes, all, step));
-      total = largest == -INFINITY ? 0.0f : total * exponential_of(largest - all);
-      largest = all;
-      total = sum_lanes(total, 32);
-    };
-    float largest = mine;
-    join(largest, sum);
-    if (lane == 0) {
-      largest_of[buffer][thread / 32] = largest;
-      sum_of[buffer][thread / 32] = sum;
-    }
-    if (thread == 0) place_of[buffer] = vocab;
-    __syncthreads();
-    const bool a_warp = lane < threads / 32;
-    largest = a_warp ? largest_of[buffer][lane] : -INFINITY;
-    float others = a_warp ? sum_of[buffer][lane] : 0.0f;
-    join(largest, others);
-    const bool nan = isnan(largest);
-    if (nan ? isnan(mine) : mine == largest) {
-      int place = vocab;
-#pragma unroll
-      for (int e = kEach - 1; e >= 0; --e) {
-        const int v = thread + e * threads;
-        if (v >= vectors) continue;
-        float value[kVector];
-        x[e].floats(value);
-#pragma unroll
-        for (int k = kVector - 1; k >= 0; --k)
-          if (nan ? isnan(value[k]) : value[k] == largest) place = v * kVector + k;
-      }
-      atomicMin(&place_of[buffer], place);
-    }
-    __syncthreads();
-    const float own = valid ? exponential_of(at_target - largest) : 0.0f;
-    // Without any finite logit nothing is left that could be divided.
-    const float all = largest == -INFINITY ? NAN : others + own;
-    if (thread == 0) {
-      p.predictions[row] = min(place_of[buffer], vocab - 1);
-      const float loss = own == 1.0f ? log1pf(others) : logf(all) + (largest - at_target);
-      p.losses[row] = ignored ? 0.0f : loss;
-    }
-    if (!p.write_gradient) continue;
-    const float factor = ignored ? 0.0f : valid ? scale / all : NAN;
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int v = thread + e * threads;
-      if (v >= vectors) continue;
-      float value[kVector];
-      x[e].floats(value);
-      const bool here = target / kVector == v && valid;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) {
-        const float share = ignored ? 0.0f : exponential_of(value[k] - largest) * factor;
-        value[k] = here && v * kVector + k == target && !ignored ? -others * factor : share;
-      }
-      store_values(logits + v * kVector, value);
-    }
-  }
-  wait_copies<0>();
-}
-
-// Up to kTeam * kEach logits: a team of lanes has a row in registers.
+// Up to kTeam * kEach logits: a team of lanes has a row in registers. What the target's logit leaves over is added
+// beside it, so that nothing cancels where its share is nearly 1.
 template <typename T, int kTeam, int kEach>
 __global__ void __launch_bounds__(128) softmax_narrow(const SoftmaxRows<T> p) {
   using R = Accumulator<T>;
@@ -328,20 +205,6 @@ void softmax_rows(const SoftmaxRows<T>& p, CudaStream stream) {
   const int threads = p.vocab <= 4096 ? 128 : 512;
   const unsigned blocks = grid_for(p.rows, 1);
   const int64_t row_bytes = p.vocab * static_cast<int64_t>(sizeof(T));
-  if constexpr (sizeof(T) == 2) {
-    constexpr int kEach = 7;
-    const int64_t each_thread = kVector * kEach, shared = 2 * row_bytes;
-    if (vectors && p.vocab > 4096 && p.vocab <= 1024 * each_thread && shared + 1024 <= shared_memory_limit()) {
-      const auto kernel = softmax_ahead<T, kEach>;
-      const auto ahead_threads = static_cast<int>((p.vocab + 32 * each_thread - 1) / (32 * each_thread) * 32);
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-            "linear_cross_entropy, softmax");
-      const int64_t resident = resident_blocks(kernel, ahead_threads, static_cast<size_t>(shared));
-      kernel<<<static_cast<unsigned>(std::min(p.rows, resident)), ahead_threads, static_cast<size_t>(shared), stream>>>(
-          p);
-      return check_launch("linear_cross_entropy, softmax");
-    }
-  }
   constexpr int64_t kMostShared = 102 * 1024;  // two blocks then share a processor
   if (vectors && row_bytes > 4096 && row_bytes <= kMostShared && shared_memory_limit() >= kMostShared) {
     const auto kernel = softmax<T, kVector, true>;
