@@ -66,14 +66,35 @@ void add_bench_command(CLI::App& app) {
     const char* help;
     nlohmann::ordered_json (*run)(const BenchOptions&);
     std::vector<std::pair<const char*, int64_t*>> flags;
+    std::function<void(CLI::App&)> more = [](CLI::App&) {};
   };
   BenchOptions& o = *options;
+  const auto delta_bias = [&o](CLI::App& sub) {
+    sub.add_option("--delta-bias", o.delta_bias,
+                   "mean of delta's bias: -4 for steps near 0.02 and states that last, 0 for steps near 0.8")
+        ->capture_default_str();
+  };
+  const auto grid_options = [&o, delta_bias](CLI::App& sub) {
+    delta_bias(sub);
+    sub.add_option("--picture", o.picture, "a PNG of the shares of the limit");
+  };
+  const auto train_options = [&o](CLI::App& sub) {
+    sub.add_option("--recompute", o.recompute, "what the backward pass computes again")
+        ->check(CLI::IsMember({"none", "mixer", "block"}))
+        ->capture_default_str();
+    add_whole_number(sub, "--segment", o.segment, "steps of a row in memory at once; 0: all", 0);
+  };
   const std::vector<Case> cases = {
       {"scan",
        "the selective scan with gate, skip, bias and softplus",
        bench_scan,
-       {{"--batch", &o.batch}, {"--length", &o.length}, {"--channels", &o.channels}, {"--state", &o.state}}},
-      {"grid", "the scan over many shapes on a GPU, each against its limit", bench_grid, {{"--state", &o.state}}},
+       {{"--batch", &o.batch}, {"--length", &o.length}, {"--channels", &o.channels}, {"--state", &o.state}},
+       delta_bias},
+      {"grid",
+       "the scan over many shapes on a GPU, each against its limit",
+       bench_grid,
+       {{"--state", &o.state}},
+       grid_options},
       {"conv",
        "the causal convolution with SiLU",
        bench_conv,
@@ -85,7 +106,8 @@ void add_bench_command(CLI::App& app) {
         {"--n-layer", &o.n_layer},
         {"--vocab", &o.vocab},
         {"--batch", &o.batch},
-        {"--length", &o.length}}},
+        {"--length", &o.length}},
+       train_options},
       {"decode",
        "a prompt in one pass, then tokens one at a time; random weights",
        bench_decode,
@@ -100,13 +122,7 @@ void add_bench_command(CLI::App& app) {
     auto* sub = command->add_subcommand(one.name, one.help);
     for (const auto& [flag, value] : one.flags) add_whole_number(*sub, flag, *value, "", 1);
     sub->add_option("--dtype", o.dtype)->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
-    if (std::string(one.name) == "grid") sub->add_option("--picture", o.picture, "a PNG of the shares of the limit");
-    if (std::string(one.name) == "train") {
-      sub->add_option("--recompute", o.recompute, "what the backward pass computes again")
-          ->check(CLI::IsMember({"none", "mixer", "block"}))
-          ->capture_default_str();
-      add_whole_number(*sub, "--segment", o.segment, "steps of a row in memory at once; 0: all", 0);
-    }
+    one.more(*sub);
     add_device(*sub, o.device);
     add_threads(*sub, o.threads);
     sub->add_flag("--json", o.json, "one JSON line");

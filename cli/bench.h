@@ -17,6 +17,7 @@ struct BenchOptions {
   bool json = false;
   int64_t batch = 1, length = 2048, channels = 2048, state = 16, width = 4;
   int64_t d_model = 768, n_layer = 24, vocab = 50280, prompt = 512, tokens = 64, segment = 0;
+  double delta_bias = -4;
   std::string recompute = "none", picture;
 
   torch::Device where() const { return device::parse(device); }

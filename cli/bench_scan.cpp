@@ -51,13 +51,13 @@ double scan_error(const std::vector<Tensor>& all, torch::ScalarType type, int64_
 }
 
 // With gradients: u, delta, z normal, A = -1 .. -N.
-std::vector<Tensor> scan_inputs(int64_t B, int64_t L, int64_t D, int64_t N, torch::ScalarType type,
+std::vector<Tensor> scan_inputs(int64_t B, int64_t L, int64_t D, int64_t N, double delta_bias, torch::ScalarType type,
                                 torch::Device device) {
   const auto options = torch::device(device).dtype(torch::kFloat);
   const auto random = [&](at::IntArrayRef sizes) { return torch::randn(sizes, options.dtype(type)); };
   return with_gradients({random({B, L, D}), random({B, L, D}), random({B, L, D}),
                          -torch::arange(1, N + 1, options).repeat({D, 1}), random({B, L, 1, N}), random({B, L, 1, N}),
-                         torch::randn({D}, options), torch::randn({D}, options) - 4});
+                         torch::randn({D}, options), torch::randn({D}, options) + delta_bias});
 }
 
 struct ScanTimes {
@@ -97,7 +97,7 @@ nlohmann::ordered_json bench_scan(const BenchOptions& o) {
   const auto type = o.type();
   const int64_t B = o.batch, L = o.length, D = o.channels, N = o.state;
   const torch::Device device = o.where();
-  const std::vector<Tensor> in = scan_inputs(B, L, D, N, type, device);
+  const std::vector<Tensor> in = scan_inputs(B, L, D, N, o.delta_bias, type, device);
   const double error = scan_error(in, type);
   check_error("scan", error, allowed_error(o));
   const ScanTimes times = time_scan(in, device);
@@ -149,7 +149,7 @@ nlohmann::ordered_json bench_grid(const BenchOptions& o) {
         const double bytes = static_cast<double>(B * L * D) * static_cast<double>(10 * size + N / 4);
         if (bytes > 0.7 * static_cast<double>(device::memory(device).total) || bytes > 100e9) continue;
         torch::manual_seed(0);
-        const std::vector<Tensor> in = scan_inputs(B, L, D, N, type, device);
+        const std::vector<Tensor> in = scan_inputs(B, L, D, N, o.delta_bias, type, device);
         const double error = scan_error(in, type, 16);
         check_error("grid", error, allowed_error(o));
         const ScanTimes times = time_scan(in, device);

@@ -8,7 +8,7 @@ device=${1:-cuda} seeds=${2:-5} longest=${3:-20} runs=${4:-runs}
 adder=${ADDER:-build/release/adder}
 for ((seed = 0; seed < seeds; ++seed)); do
   run=$runs/induction_heads_$seed
-  "$adder" train configs/induction_heads_short.toml --set train.out="$run" --set train.seed="$seed" \
+  "$adder" train configs/induction_heads.toml --set train.out="$run" --set train.seed="$seed" \
       --set train.device="$device" >"$run.log" 2>&1 || { tail -3 "$run.log" >&2; exit 1; }
   echo "seed $seed: $(tail -1 "$run.log")"
   for ((power = 6; power <= longest; ++power)); do

@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kThreads) forward(const AddNormForward<T, Out>
 
 // The sums over rows that a team keeps are its part of dweight and dbias.
 template <typename T, typename Out, int kVector, int kTeam, int kKept, bool kBias>
-__global__ void __launch_bounds__(kThreads, kBias || sizeof(T) == 8 || kVector == 1 ? 2 : 4) backward(const AddNormBackward<T, Out> p) {
+__global__ void __launch_bounds__(kThreads, kBias || sizeof(T) == 8 || kVector == 1 ? 2 : 4)
+    backward(const AddNormBackward<T, Out> p) {
   using R = Accumulator<T>;
   constexpr int kPieces = kKept / kVector, kTeams = kThreads / kTeam;
   __shared__ R shared[2 * kThreads / 32];
@@ -286,10 +287,10 @@ void add_norm_backward(const AddNormBackward<T, Out>& p, CudaStream stream) {
   const R* parts = static_cast<const R*>(p.workspace);
   const bool vectors = vectors_fit(p.width, p.dy, p.dresidual_out, p.residual_out, p.weight, p.dx, p.dresidual, parts);
   const auto launch = [&]<int kTeam, int kKept>() {
-    const auto kernel = p.dbias != nullptr
-                            ? (vectors ? backward<T, Out, 4, kTeam, kKept, true> : backward<T, Out, 1, kTeam, kKept, true>)
-                            : (vectors ? backward<T, Out, 4, kTeam, kKept, false>
-                                       : backward<T, Out, 1, kTeam, kKept, false>);
+    const auto kernel =
+        p.dbias != nullptr
+            ? (vectors ? backward<T, Out, 4, kTeam, kKept, true> : backward<T, Out, 1, kTeam, kKept, true>)
+            : (vectors ? backward<T, Out, 4, kTeam, kKept, false> : backward<T, Out, 1, kTeam, kKept, false>);
     kernel<<<static_cast<unsigned>(teams / teams_of_block(team)), kThreads, 0, stream>>>(p);
   };
   if (team == Team::kHalfWarp) launch.template operator()<16, 4>();

@@ -30,7 +30,7 @@ struct RowRing {
   __device__ __forceinline__ void fetch(int stage) {
 #pragma unroll
     for (int k = 0; k < kRows; ++k)
-      copy_piece<kChannels * static_cast<int>(sizeof(T))>(rows[stage * kRows + k][threadIdx.x], next + k * step);
+      copy_piece<kChannels* static_cast<int>(sizeof(T))>(rows[stage * kRows + k][threadIdx.x], next + k * step);
     next += kRows * step;
   }
   __device__ __forceinline__ void read(int stage, int k, float (&to)[kChannels]) const {

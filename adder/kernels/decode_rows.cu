@@ -141,10 +141,18 @@ template <typename W>
 void state_rows(const StateRows<W>& p, CudaStream stream) {
   if (p.rows * p.channels == 0) return;
   switch (p.states) {
-    case 8: advance_rows<W, 8>(p, stream); break;
-    case 16: advance_rows<W, 16>(p, stream); break;
-    case 32: advance_rows<W, 32>(p, stream); break;
-    default: advance_rows<W, 64>(p, stream); break;
+    case 8:
+      advance_rows<W, 8>(p, stream);
+      break;
+    case 16:
+      advance_rows<W, 16>(p, stream);
+      break;
+    case 32:
+      advance_rows<W, 32>(p, stream);
+      break;
+    default:
+      advance_rows<W, 64>(p, stream);
+      break;
   }
   check_launch("state_rows");
 }

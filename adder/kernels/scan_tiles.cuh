@@ -34,8 +34,8 @@ bool rows_are_plain(const View3<const T>& v) {
   return copies_by(16, v.data, {v.b, v.l}, v.d) && is_near<T>(v.l);
 }
 // The inputs are plain if nothing is masked and u, delta and z can be copied 16 bytes at a time. B and C follow delta's
-// projection in one row as a rule, so that they may lie at odd places: they are copied 16 or 4 bytes at a time, which is
-// what this returns; 0 where the inputs are not plain.
+// projection in one row as a rule, so that they may lie at odd places: they are copied 16 or 4 bytes at a time, which
+// is what this returns; 0 where the inputs are not plain.
 template <typename T>
 int plain_piece(const SelectiveScanInputs<T>& p) {
   const auto states = [](const View4<const T>& v, int bytes) {

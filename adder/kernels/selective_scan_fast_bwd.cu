@@ -58,9 +58,12 @@ template <typename T, int N>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
   const bool gate = p.z.data != nullptr;
   switch (piece_of(p)) {
-    case 16: return gate ? launch<T, N, true, 16>(p, plan, stream) : launch<T, N, false, 16>(p, plan, stream);
-    case 4: return gate ? launch<T, N, true, 4>(p, plan, stream) : launch<T, N, false, 4>(p, plan, stream);
-    default: return gate ? launch<T, N, true, 0>(p, plan, stream) : launch<T, N, false, 0>(p, plan, stream);
+    case 16:
+      return gate ? launch<T, N, true, 16>(p, plan, stream) : launch<T, N, false, 16>(p, plan, stream);
+    case 4:
+      return gate ? launch<T, N, true, 4>(p, plan, stream) : launch<T, N, false, 4>(p, plan, stream);
+    default:
+      return gate ? launch<T, N, true, 0>(p, plan, stream) : launch<T, N, false, 0>(p, plan, stream);
   }
 }
 

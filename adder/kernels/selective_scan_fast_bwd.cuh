@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       for (int i = 0; i < kChannels * N / 128; ++i) {  // the states lie side by side, and are aligned
         const bool there = (128 * i + 4 * lane) / N < columns;
         copy_piece<16>(&to.saved[0][0] + 128 * i + 4 * lane,
-               there ? saved + static_cast<int64_t>(chunk) * p.channels * N + 128 * i : p.border_states, there);
+                       there ? saved + static_cast<int64_t>(chunk) * p.channels * N + 128 * i : p.border_states, there);
       }
       if constexpr (kPlain) {
         const TileStrides& in = strides.inputs;

@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int64_t g = task % all_tiles / group_tiles;
   const int64_t d0 = g * group_channels + task % all_tiles % group_tiles * kChannels;
   const auto columns_from = [&](int64_t first) {
-    return static_cast<int>(max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
+    return static_cast<int>(
+        max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
   };
   task /= all_tiles;
   const int64_t s = task % p.layout.sequences, part = task / p.layout.sequences + (kBackward ? 1 : 0);

@@ -82,9 +82,9 @@ struct ShortLane {
   __device__ __forceinline__ void matrix(const View4<const T>& v, int64_t s, int64_t t, bool counted,
                                          float (&to)[kStates]) const {
     const T* const from =
-        v.data + (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
-                  static_cast<Index>(g) * static_cast<Index>(v.g) +
-                  q * kStates * (kPlain ? 1 : static_cast<Index>(v.n)));
+        v.data +
+        (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
+         static_cast<Index>(g) * static_cast<Index>(v.g) + q * kStates * (kPlain ? 1 : static_cast<Index>(v.n)));
     if constexpr (kPlain) {
       Packed<T, kStates> bits;
       bits.load(from);

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
         dh[c][n] = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[state + c * N + n] : 0.0f;
     }
     float pre[kFours][2], u[kFours][2], z[kFours][2] = {}, dy[kFours][2], gated[kFours][2], delta[kFours][2],
-        input[kFours][2], y[kFours][2];
+                                        input[kFours][2], y[kFours][2];
     float a[kSteps][2][kStates], m[kSteps][2][kStates];
     unsigned live[kFours];
     const auto sum_to = [&](int j, int which) {
@@ -258,8 +258,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c)
-      if (p.dinitial_state != nullptr)
-        store_floats_if(lane.real[c], &p.dinitial_state[state + c * N], dh[c]);
+      if (p.dinitial_state != nullptr) store_floats_if(lane.real[c], &p.dinitial_state[state + c * N], dh[c]);
     store_block_sums(p, out, lane, s, length, &sums[buffer][0][0][0][0], kSteps * 2 * N);
   }
   store_sums(p, out, lane, dA, dskip, dbias);

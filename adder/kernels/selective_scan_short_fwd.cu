@@ -114,8 +114,9 @@ void selective_scan_forward_short(const SelectiveScanForward<T>& p, CudaStream s
                   static_cast<unsigned>(short_scan_walkers(p.layout, blocks, kResident)));
   const bool plain = is_short_plain(p, {p.y});
   const int64_t length = p.layout.length;
-  const auto kernel = p.state == 8 ? (plain ? forward_kernel<T, 8, true>(length) : forward_kernel<T, 8, false>(length))
-                                   : (plain ? forward_kernel<T, 16, true>(length) : forward_kernel<T, 16, false>(length));
+  const auto kernel = p.state == 8
+                          ? (plain ? forward_kernel<T, 8, true>(length) : forward_kernel<T, 8, false>(length))
+                          : (plain ? forward_kernel<T, 16, true>(length) : forward_kernel<T, 16, false>(length));
   kernel<<<grid, 32 * kShortWarps, 0, stream>>>(p);
   check_launch("selective_scan, forward of a few steps");
 }

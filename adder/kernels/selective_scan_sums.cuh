@@ -5,8 +5,8 @@
 #include "adder/kernels/scratch.h"
 #include "adder/kernels/selective_scan_cuda.h"
 
-// Where the backward scans leave what is to be added over channels or over sequences, and the kernels that add it, in an
-// order that the shape fixes.
+// Where the backward scans leave what is to be added over channels or over sequences, and the kernels that add it, in
+// an order that the shape fixes.
 namespace adder::kernels::cuda {
 
 struct BackwardSums {
@@ -46,14 +46,12 @@ __global__ void __launch_bounds__(256)
   const int64_t n = i % (N / 4) * 4;
   const int64_t b = sums.rows >> 31 == 0 ? static_cast<unsigned>(row) / static_cast<unsigned>(length) : row / length;
   T* const to = out.data + b * out.b + (row - b * length) * out.l + n * out.n;
-  const bool together = out.n == 1 && reinterpret_cast<uintptr_t>(out.data) % (4 * sizeof(T)) == 0 &&
-                        (out.b | out.l | out.g) % 4 == 0;
+  const bool together =
+      out.n == 1 && reinterpret_cast<uintptr_t>(out.data) % (4 * sizeof(T)) == 0 && (out.b | out.l | out.g) % 4 == 0;
   for (int64_t g = blockIdx.y; g < groups; g += gridDim.y) {
     const float* const from = sums.dBC + g * sums.group_blocks * sums.rows * 2 * N + 4 * i;
     float sum[4] = {};
-    const auto add = [&](const float4& v) {
-      sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
-    };
+    const auto add = [&](const float4& v) { sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w; };
     if (row < sums.rows)
 #pragma unroll 4
       for (int64_t k = y; k < sums.group_blocks; k += blockDim.y)
