@@ -83,14 +83,11 @@ torch::Tensor zeros_of_rows(const torch::Tensor& like, int64_t rows) {
 
 // A copy that can be written to: other holders of `state` keep theirs.
 LMState writable(const LMState& state, const LMState& like, int64_t rows) {
-  LMState copy;
-  for (size_t i = 0; i < like.layers.size(); ++i) {
-    if (state.layers.empty())
-      copy.layers.push_back({zeros_of_rows(like.layers[i].conv, rows), zeros_of_rows(like.layers[i].ssm, rows)});
-    else
-      copy.layers.push_back({state.layers[i].conv.clone(), state.layers[i].ssm.clone()});
-  }
-  return copy;
+  if (!state.layers.empty()) return state.clone();
+  LMState zeros;
+  for (const nn::MambaState& layer : like.layers)
+    zeros.layers.push_back({zeros_of_rows(layer.conv, rows), zeros_of_rows(layer.ssm, rows)});
+  return zeros;
 }
 
 }  // namespace

@@ -47,11 +47,7 @@ void RecordedStep::step_by_layers() {
 }
 
 DecodeState RecordedStep::copy() const {
-  DecodeState out;
-  for (const nn::MambaState& layer : tensors_.state.layers)
-    out.lm.layers.push_back({layer.conv.clone(), layer.ssm.clone()});
-  out.logits = logits().clone();
-  return out;
+  return {tensors_.state.clone(), logits().clone()};
 }
 
 void RecordedStep::set(const DecodeState& state) {

@@ -60,6 +60,12 @@ LMState LMState::detach() const {
   return out;
 }
 
+LMState LMState::clone() const {
+  LMState out;
+  for (const nn::MambaState& layer : layers) out.layers.push_back(layer.clone());
+  return out;
+}
+
 LMState LMState::select(const torch::Tensor& index) const {
   LMState out;
   for (const nn::MambaState& layer : layers)

@@ -31,6 +31,7 @@ struct LMState {
   std::vector<nn::MambaState> layers;
 
   LMState detach() const;
+  LMState clone() const;  // in memory of its own
   // The rows `index` (int64) of each tensor, as when sequences of a batch end or are copied.
   LMState select(const torch::Tensor& index) const;
 };

@@ -82,6 +82,10 @@ MambaState MambaState::detach() const {
   return {conv.defined() ? conv.detach() : conv, ssm.defined() ? ssm.detach() : ssm};
 }
 
+MambaState MambaState::clone() const {
+  return {conv.defined() ? conv.clone() : conv, ssm.defined() ? ssm.clone() : ssm};
+}
+
 MambaImpl::MambaImpl(int64_t d_model, const MambaOptions& options, int64_t n_layer)
     : options_(options),
       d_model_(d_model),

@@ -45,6 +45,7 @@ struct MambaState {
   torch::Tensor ssm;   // (S, D, N)
 
   MambaState detach() const;
+  MambaState clone() const;  // in memory of its own
 };
 
 // The Mamba block: in_proj, causal convolution with SiLU, selective SSM gated by SiLU(z), out_proj. Parameters carry

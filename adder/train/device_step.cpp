@@ -105,9 +105,7 @@ DeviceStep::Figures DeviceStep::take() {
 }
 
 models::LMState DeviceStep::carried() const {
-  models::LMState copy;
-  for (const nn::MambaState& layer : state_.layers) copy.layers.push_back({layer.conv.clone(), layer.ssm.clone()});
-  return copy;
+  return state_.clone();
 }
 
 void DeviceStep::set_carried(const models::LMState& state) {

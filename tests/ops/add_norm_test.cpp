@@ -93,7 +93,6 @@ TEST_P(AddNorm, Float64) {
 TEST_P(AddNorm, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
   for_each_device([&] {
     const Case& c = GetParam();
-    if (c.shape == std::vector<int64_t>{2, 0, 16}) GTEST_SKIP() << "no elements";
     const Outcome truth(ops::add_norm_composite, c, at::kDouble, at::kDouble);
     for (const auto& [x, out] : {std::pair(at::kBFloat16, at::kBFloat16),
                                  {at::kHalf, at::kHalf},
@@ -101,9 +100,9 @@ TEST_P(AddNorm, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
                                  {at::kBFloat16, at::kFloat}}) {
       const Outcome got(here::add_norm, c, x, out), composite(ops::add_norm_composite, c, x, out);
       const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
+        SCOPED_TRACE(testing::Message() << x << " " << out);
         EXPECT_EQ(a.scalar_type(), b.scalar_type()) << name;
-        EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>())
-            << name << " " << x << " " << out;
+        expect_at_most_twice_the_error(name, a, b, t);
       };
       check("y", got.y, composite.y, truth.y);
       check("residual_out", got.residual_out, composite.residual_out, truth.residual_out);

@@ -48,6 +48,14 @@ inline double error_of(const at::Tensor& got, const at::Tensor& truth) {
   return (got.detach().to(at::kDouble) - truth.detach().to(at::kDouble)).square().mean().sqrt().item<double>();
 }
 
+// A narrow type's result is at most twice as far from the truth as that of plain torch operations in the same type.
+inline void expect_at_most_twice_the_error(const std::string& name, const at::Tensor& got, const at::Tensor& composite,
+                                           const at::Tensor& truth) {
+  EXPECT_EQ(got.sizes(), truth.sizes()) << name;
+  if (truth.numel() == 0) return;
+  EXPECT_LE(error_of(got, truth), 2 * error_of(composite, truth) + 1e-6 * truth.abs().max().item<double>()) << name;
+}
+
 // The text of the exception that f throws, without the backtrace.
 inline std::string error_text(const std::function<void()>& f) {
   try {

@@ -74,7 +74,6 @@ TEST_P(LinearCrossEntropy, Float64) {
 TEST_P(LinearCrossEntropy, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
   for_each_device([&] {
     const Case& c = GetParam();
-    if (c.rows == 0) GTEST_SKIP() << "no elements";
     const Outcome truth(ops::linear_cross_entropy_composite, c, at::kDouble, at::kDouble);
     for (const auto& [x, weight] : {std::pair(at::kBFloat16, at::kBFloat16),
                                     {at::kBFloat16, at::kFloat},
@@ -86,12 +85,9 @@ TEST_P(LinearCrossEntropy, NarrowTypesErrAtMostTwiceAsMuchAsTheComposite) {
       EXPECT_EQ(got.dx.scalar_type(), x);
       EXPECT_EQ(got.dweight.scalar_type(), weight);
       EXPECT_EQ(got.row_losses.scalar_type(), at::kFloat);
-      const auto check = [&](const char* name, const at::Tensor& a, const at::Tensor& b, const at::Tensor& t) {
-        EXPECT_LE(error_of(a, t), 2 * error_of(b, t) + 1e-6 * t.abs().max().item<double>()) << name;
-      };
-      check("row_losses", got.row_losses, composite.row_losses, truth.row_losses);
-      check("dx", got.dx, composite.dx, truth.dx);
-      check("dweight", got.dweight, composite.dweight, truth.dweight);
+      expect_at_most_twice_the_error("row_losses", got.row_losses, composite.row_losses, truth.row_losses);
+      expect_at_most_twice_the_error("dx", got.dx, composite.dx, truth.dx);
+      expect_at_most_twice_the_error("dweight", got.dweight, composite.dweight, truth.dweight);
     }
   });
 }
