@@ -7,12 +7,12 @@
 namespace adder::kernels::cuda {
 namespace {
 
-// Channels of a thread, and steps that it walks through with the last K - 1 inputs in registers.
+// Channels of a thread, which walks through time with the last K - 1 inputs in registers.
 template <typename T>
 constexpr int kForwardChannels = 16 / static_cast<int>(sizeof(T));
-// As long as they leave enough threads; the rows before them are read twice.
+// The steps of a thread: more of them where enough threads are left; the rows before them are read twice.
 template <typename T>
-int64_t forward_steps(const CausalConv1dInputs<T>& p) {
+int64_t steps_of_thread(const CausalConv1dInputs<T>& p) {
   const int64_t of_64 = p.channels / kForwardChannels<T> * p.layout.sequences * ((p.layout.length + 63) / 64);
   return of_64 >= 60000 ? 64 : 32;
 }
@@ -271,7 +271,7 @@ void with_width(int64_t width, const F& f) {
 
 template <typename T>
 void causal_conv1d_forward_fast(const CausalConv1dForward<T>& p, CudaStream stream) {
-  const int64_t steps = forward_steps(p), runs = (p.layout.length + steps - 1) / steps;
+  const int64_t steps = steps_of_thread(p), runs = (p.layout.length + steps - 1) / steps;
   const int64_t threads = p.channels / kForwardChannels<T> * runs * p.layout.sequences;
   const auto blocks = static_cast<unsigned>((threads + 127) / 128);
   with_width(p.width, [&]<int kWidth>() {

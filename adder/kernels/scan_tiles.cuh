@@ -7,7 +7,7 @@
 #include "adder/kernels/sequence_rows.cuh"
 
 // What the fast scans of both directions share: tiles of a few steps and a warp's channels, copied asynchronously into
-// shared memory by the warp that uses them, so that warps never wait for one another.
+// shared memory, and what the gradients of a step are made of.
 namespace adder::kernels::cuda {
 
 // How far apart a tensor's tiles are: bytes from one tile's first row to the next one's, in the direction of time.

@@ -6,7 +6,7 @@
 // The CUDA kernels of the selective scan. All pointers are the device's, cu_seqlens too; work is queued on the stream.
 namespace adder::kernels::cuda {
 
-// How a scan is done. The choice depends on shapes, options and strides alone.
+// How a scan is done. The choice depends on shape and options, backward also on the current device's shared memory.
 enum class ScanAlgorithm {
   kGeneric,  // every option
   kFast,     // 8 or 16 real states, Euler, B and C per step, no double
@@ -30,7 +30,7 @@ struct ScanParts {
   int64_t count = 1, steps = 1;
   const float* begins = nullptr;
 };
-// By the shape alone: several parts where sequences are long and few.
+// By the shape alone: several parts where sequences are few, and long enough.
 template <typename T>
 ScanParts scan_parts(const SelectiveScanInputs<T>& inputs, bool backward);
 template <typename T>

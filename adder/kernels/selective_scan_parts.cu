@@ -1,9 +1,9 @@
 #include "adder/kernels/scan_tiles.cuh"
 
-// Long sequences are cut into parts that are scanned side by side. What a part begins with is found first, from the
-// parts before it (in the backward pass: after it): a walk away from the border adds up what each step still
-// contributes there, weighted by the decay between. It ends where nothing of float32 is left, as a rule long before the
-// part's other end.
+// Sequences are cut into parts that are scanned side by side. What a part begins with is found first, from the parts
+// before it (in the backward pass: after it): a walk away from the border adds up what each step still contributes
+// there, weighted by the decay between. It ends where nothing of float32 is left, which long parts have long before
+// their other end. What lies beyond does not come through then, a NaN neither.
 namespace adder::kernels::cuda {
 namespace {
 
@@ -160,7 +160,8 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
   };
 
-  bool forgotten = false;
+  // Weights only fall if no delta is negative.
+  bool forgotten = false, stopped = false;
   load(0, tiles.raw[warp][0]);
   for (int j0 = 0; j0 < length; j0 += kSteps) {
     const int parity = j0 / kSteps % 2, count = min(length - j0, kSteps);
@@ -174,6 +175,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     __syncwarp();
     prepare(tiles.raw[warp][parity], tiles.ready[parity], live);
     // What all have prepared is there; what they prepare next goes where none is at work any more.
+    stopped = forgotten;
     if (__syncthreads_and(forgotten)) break;
     if (forgotten) continue;
     const typename Tiles::Ready& ready = tiles.ready[parity];
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         if constexpr (!kBackward) way[c] += step[2 * c];
       }
     }
-    bool mine = true;
+    bool mine = p.delta_softplus;
 #pragma unroll
     for (int c = 0; c < 2; ++c)
 #pragma unroll
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     if (!real[c]) continue;
     float decay[kStates];
 #pragma unroll
-    for (int n = 0; n < kStates; ++n) decay[n] = forgotten ? 0.0f : exp2_fast(A[c][n] * way[c]);
+    for (int n = 0; n < kStates; ++n) decay[n] = stopped ? 0.0f : exp2_fast(A[c][n] * way[c]);
     const int64_t at = ((part * p.layout.sequences + s) * p.channels + d + c) * N + warp * kStates;
     store_floats(&sums[at], sum[c]);
     store_floats(&decays[at], decay);

@@ -3,8 +3,8 @@
 #include "adder/kernels/scan_tiles.cuh"
 
 // What the scans of a few steps share. They divide a warp as the fast scans do (lane / 4 has two channels, lane % 4 a
-// quarter of their states) but keep everything in registers, prepare lane q's own step q, and walk through the batch: A
-// and the sums over sequences stay.
+// quarter of their states) but have no tiles in shared memory, and walk through the batch: A and the sums over
+// sequences stay in registers.
 namespace adder::kernels::cuda {
 
 constexpr int kShortWarps = 4, kShortChannels = 16;
@@ -115,20 +115,20 @@ struct ShortLane {
 
 template <typename T>
 bool is_short_plain(const SelectiveScanInputs<T>& p, std::initializer_list<View3<T>> outputs) {
-  const auto near = [&](int64_t b, int64_t l) {
-    return p.layout.sequences * std::abs(b) + p.layout.length * std::abs(l) + p.channels + p.groups * p.state <
+  const auto near = [&](int64_t b, int64_t l, int64_t g = 0) {
+    return p.layout.sequences * std::abs(b) + p.layout.length * std::abs(l) + p.groups * std::abs(g) + p.channels +
+               p.state <
            (int64_t{1} << 31);
   };
   bool plain = plain_piece(p) == 16 && near(p.u.b, p.u.l) && near(p.delta.b, p.delta.l) && near(p.z.b, p.z.l) &&
-               near(p.B_step.b, p.B_step.l) && near(p.C_step.b, p.C_step.l);
-  plain = plain && p.groups * std::max(p.B_step.g, p.C_step.g) < (int64_t{1} << 30);
+               near(p.B_step.b, p.B_step.l, p.B_step.g) && near(p.C_step.b, p.C_step.l, p.C_step.g);
   for (const View3<T>& v : outputs)
     plain = plain && (v.data == nullptr || (v.d == 1 && reinterpret_cast<uintptr_t>(v.data) % 8 == 0 && v.b % 2 == 0 &&
                                             v.l % 2 == 0 && near(v.b, v.l)));
   return plain;
 }
 
-// What a single step of one sequence needs; every lane has its channels' values itself.
+// What a single step of one sequence needs but its state; every lane has its channels' values itself.
 template <typename T, int N, bool kPlain>
 struct SingleStep {
   float pre[2], u[2], z[2], B[N / 4], C[N / 4];

@@ -90,7 +90,9 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
         y[c] = fmaf(now.C[n], h[n], y[c]);
       }
       store_floats_if(lane.real[c], &p.final_state[state + c * N], h);
-      y[c] = fmaf(lane.skip[c], now.u[c], sum_lanes(y[c], 4));
+      y[c] += __shfl_xor_sync(kAllLanes, y[c], 1);  // in the order of sum_and_deal(): the same bits as in longer scans
+      y[c] += __shfl_xor_sync(kAllLanes, y[c], 2);
+      y[c] = fmaf(lane.skip[c], now.u[c], y[c]);
       if (p.z.data != nullptr) y[c] *= now.z[c] * sigmoid_fast(now.z[c]);
       if (!now.counted) y[c] = 0;
     }

@@ -42,16 +42,19 @@ __global__ void __launch_bounds__(256)
   __shared__ float4 shared[8][32];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   const int64_t i = blockIdx.x * int64_t{32} + x, row = i / kOfRow;
-  const View4<T>& out = i % kOfRow < N / 4 ? dB : dC;
+  const bool is_B = i % kOfRow < N / 4;
+  T* const data = is_B ? dB.data : dC.data;
+  const int64_t out_b = is_B ? dB.b : dC.b, out_l = is_B ? dB.l : dC.l;
+  const int64_t out_g = is_B ? dB.g : dC.g, out_n = is_B ? dB.n : dC.n;
   const int64_t n = i % (N / 4) * 4;
   const int64_t b = sums.rows >> 31 == 0 ? static_cast<unsigned>(row) / static_cast<unsigned>(length) : row / length;
-  T* const to = out.data + b * out.b + (row - b * length) * out.l + n * out.n;
+  T* const to = data + b * out_b + (row - b * length) * out_l + n * out_n;
   const bool together =
-      out.n == 1 && reinterpret_cast<uintptr_t>(out.data) % (4 * sizeof(T)) == 0 && (out.b | out.l | out.g) % 4 == 0;
+      out_n == 1 && reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0 && (out_b | out_l | out_g) % 4 == 0;
   for (int64_t g = blockIdx.y; g < groups; g += gridDim.y) {
     const float* const from = sums.dBC + g * sums.group_blocks * sums.rows * 2 * N + 4 * i;
     float sum[4] = {};
-    const auto add = [&](const float4& v) { sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w; };
+    const auto add = [&](float4 v) { sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w; };
     if (row < sums.rows)
 #pragma unroll 4
       for (int64_t k = y; k < sums.group_blocks; k += blockDim.y)
@@ -62,9 +65,9 @@ __global__ void __launch_bounds__(256)
     if (y > 0 || row >= sums.rows) continue;
     for (int k = 1; k < static_cast<int>(blockDim.y); ++k) add(shared[k][x]);
     if (together)
-      store_values(to + g * out.g, sum);
+      store_values(to + g * out_g, sum);
     else
-      for (int c = 0; c < 4; ++c) to[g * out.g + c * out.n] = narrow<T>(sum[c]);
+      for (int c = 0; c < 4; ++c) to[g * out_g + c * out_n] = narrow<T>(sum[c]);
   }
 }
 
