@@ -75,6 +75,27 @@ TEST(CausalConv1d, Packed) {
   });
 }
 
+// Channels that are a multiple of 16 bytes: the GPU has kernels of their own for them, in runs of up to 128 steps.
+TEST(CausalConv1d, WholeVectors) {
+  for_each_device([&] {
+    for (const int64_t width : {2, 3, 4}) {
+      for (const int64_t length : {1, 2, 3, 4, 31, 32, 33, 63, 64, 65, 67, 127, 128, 129, 300})
+        compare_all({.name = "lengths", .length = length, .channels = 24, .width = width});
+      compare_all({.name = "reverse", .length = 200, .channels = 24, .width = width, .reverse = true});
+      compare_all({.name = "no window", .length = 200, .channels = 24, .width = width, .window = false});
+      compare_all({.name = "nothing", .length = 70, .channels = 8, .width = width, .silu = false, .bias = false});
+      for (const bool reverse : {false, true})
+        compare_all({.name = "packed",
+                     .batch = 1,
+                     .length = 600,
+                     .channels = 40,
+                     .width = width,
+                     .reverse = reverse,
+                     .cu_seqlens = {0, 0, 1, 3, 67, 130, 131, 259, 300, 300, 600, 600}});
+    }
+  });
+}
+
 TEST(CausalConv1d, Strides) {
   for_each_device([&] {
     for (const ConvLayout layout : {ConvLayout::kPadded, ConvLayout::kTransposed, ConvLayout::kBackwards,
