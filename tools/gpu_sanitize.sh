@@ -19,8 +19,8 @@ run() { # program, filter
     else failed=1; echo "$tool $1: FAILED, see $log"; grep -m 3 -A 6 '========= [A-Z]' "$log" | sed 's/^/    /'; fi
   done
 }
-run kernels_selective_scan '*Float32/usual_N16_L33:*BFloat16/usual_N8_packed:*Float32/usual_N16_L600:*Float32/complex_zoh:*BFloat16/usual_N16_mask:*Float16/usual_N16_base:*Float64/base'
-run kernels_causal_conv1d 'CausalConv1d.OneThingChanged:CausalConv1d.Packed'
+run kernels_selective_scan '*Float32/usual_N16_L33:*BFloat16/usual_N8_packed:*Float32/usual_N16_L600:*Float32/complex_zoh:*BFloat16/usual_N16_mask:*Float16/usual_N16_base:*Float64/base:*BFloat16/usual_N16_L1:*Float32/usual_N16_L3:*BFloat16/usual_N8_L7:*BFloat16/usual_N16_few_mask:*BFloat16/usual_N16_B_after_2'
+run kernels_causal_conv1d 'CausalConv1d.OneThingChanged:CausalConv1d.Packed:CausalConv1d.WholeVectors'
 run kernels_add_norm '*/rms_base:*/layer_base'
 run kernels_softmax_rows 'SoftmaxRows.AgreesWithTheReference'
 run kernels_small_linear 'SmallLinear.AgreesWithTheReference'
