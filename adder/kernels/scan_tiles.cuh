@@ -49,6 +49,20 @@ int plain_piece(const SelectiveScanInputs<T>& p) {
   return 0;
 }
 
+// f<kGate, kPiece>() for what plain_piece() says.
+template <typename F>
+void with_gate_and_piece(bool gate, int piece, const F& f) {
+  const auto with = [&]<int kPiece>() {
+    gate ? f.template operator()<true, kPiece>() : f.template operator()<false, kPiece>();
+  };
+  if (piece == 16)
+    with.template operator()<16>();
+  else if (piece == 4)
+    with.template operator()<4>();
+  else
+    with.template operator()<0>();
+}
+
 // A lane's share of the copies of a tensor's tiles of kRows x kColumns values, kBytes at a time.
 template <typename T, int kRows, int kColumns, int kBytes = 16>
 struct TileCopy {

@@ -56,15 +56,8 @@ void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stre
 
 template <typename T, int N>
 void launch(const SelectiveScanBackward<T>& p, const Plan& plan, CudaStream stream) {
-  const bool gate = p.z.data != nullptr;
-  switch (piece_of(p)) {
-    case 16:
-      return gate ? launch<T, N, true, 16>(p, plan, stream) : launch<T, N, false, 16>(p, plan, stream);
-    case 4:
-      return gate ? launch<T, N, true, 4>(p, plan, stream) : launch<T, N, false, 4>(p, plan, stream);
-    default:
-      return gate ? launch<T, N, true, 0>(p, plan, stream) : launch<T, N, false, 0>(p, plan, stream);
-  }
+  with_gate_and_piece(p.z.data != nullptr, piece_of(p),
+                      [&]<bool kGate, int kPiece>() { launch<T, N, kGate, kPiece>(p, plan, stream); });
 }
 
 }  // namespace

@@ -270,15 +270,8 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
 
 template <typename T, int N>
 void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
-  const bool gate = p.z.data != nullptr;
-  switch (piece_of(p)) {
-    case 16:
-      return gate ? launch<T, N, true, 16>(p, parts, stream) : launch<T, N, false, 16>(p, parts, stream);
-    case 4:
-      return gate ? launch<T, N, true, 4>(p, parts, stream) : launch<T, N, false, 4>(p, parts, stream);
-    default:
-      return gate ? launch<T, N, true, 0>(p, parts, stream) : launch<T, N, false, 0>(p, parts, stream);
-  }
+  with_gate_and_piece(p.z.data != nullptr, piece_of(p),
+                      [&]<bool kGate, int kPiece>() { launch<T, N, kGate, kPiece>(p, parts, stream); });
 }
 
 }  // namespace

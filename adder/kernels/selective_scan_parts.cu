@@ -45,10 +45,6 @@ __global__ void __launch_bounds__(32 * kWarps)
   int64_t task = blockIdx.x;
   const int64_t g = task % all_tiles / group_tiles;
   const int64_t d0 = g * group_channels + task % all_tiles % group_tiles * kChannels;
-  const auto columns_from = [&](int64_t first) {
-    return static_cast<int>(
-        max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
-  };
   task /= all_tiles;
   const int64_t s = task % p.layout.sequences, part = task / p.layout.sequences + (kBackward ? 1 : 0);
   SequenceRows rows(p.layout, s);
@@ -75,7 +71,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
   // The channels that this warp copies and prepares.
   const int64_t first = d0 + warp * kWarpChannels;
-  const int columns = columns_from(first);
+  const int columns =
+      static_cast<int>(max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
   float own_bias[2];
 #pragma unroll
   for (int c = 0; c < 2; ++c)

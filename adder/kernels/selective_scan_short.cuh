@@ -22,7 +22,7 @@ template <typename T, int N, bool kPlain>
 struct ShortLane {
   static constexpr int kStates = N / 4;
   using Index = std::conditional_t<kPlain, int, int64_t>;
-  int q, group;
+  int q;
   int64_t block, g, d;
   bool real[2];
   float A[2][kStates], skip[2], bias[2];
@@ -30,12 +30,11 @@ struct ShortLane {
   __device__ explicit ShortLane(const SelectiveScanInputs<T>& p) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     q = lane % 4;
-    group = lane / 4;
     block = blockIdx.x;
     const int64_t group_channels = p.channels / p.groups;
     const int64_t group_blocks = (group_channels + kShortWarps * kShortChannels - 1) / (kShortWarps * kShortChannels);
     g = block / group_blocks;
-    d = g * group_channels + (block % group_blocks * kShortWarps + warp) * kShortChannels + 2 * group;
+    d = g * group_channels + (block % group_blocks * kShortWarps + warp) * kShortChannels + 2 * (lane / 4);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       real[c] = d + c < (g + 1) * group_channels;

@@ -170,6 +170,23 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
     const auto sum_to = [&](int j, int which) {
       return &sums[buffer][warp][j][which][q * kStates + sum_over_channels.at];
     };
+    // Step k of four i, of which lane q = k has delta, delta u and the gated dy.
+    struct Step {
+      float B[kStates], C[kStates], delta[2], input[2], dy[2];
+    };
+    const auto step_at = [&](int i, int k) {
+      Step step;
+      const int64_t t = lane.time(p.layout, 4 * i + k);
+      lane.matrix(p.B_step, s, t, live[i] >> k & 1, step.B);
+      lane.matrix(p.C_step, s, t, live[i] >> k & 1, step.C);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        step.delta[c] = of_step(delta[i][c], k);
+        step.input[c] = of_step(input[i][c], k);
+        step.dy[c] = of_step(gated[i][c], k);
+      }
+      return step;
+    };
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
       const bool counted = lane.counted(p.layout, s, 4 * i + q);
@@ -188,20 +205,17 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
       for (int k = 0; k < 4; ++k) {
         const int j = 4 * i + k;
         if (j >= length) break;
-        float B[kStates], C[kStates], dC[kStates];
-        lane.matrix(p.B_step, s, lane.time(p.layout, j), live[i] >> k & 1, B);
-        lane.matrix(p.C_step, s, lane.time(p.layout, j), live[i] >> k & 1, C);
+        const Step step = step_at(i, k);
+        float dC[kStates];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
-          const float dy_k = of_step(gated[i][c], k);
 #pragma unroll
           for (int n = 0; n < kStates; ++n) {
-            a[j][c][n] = exp2_fast(delta_k * lane.A[c][n]);
+            a[j][c][n] = exp2_fast(step.delta[c] * lane.A[c][n]);
             m[j][c][n] = a[j][c][n] * h[c][n];
-            h[c][n] = fmaf(input_k, B[n], m[j][c][n]);
-            part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
-            dC[n] = c == 0 ? dy_k * h[c][n] : fmaf(dy_k, h[c][n], dC[n]);
+            h[c][n] = fmaf(step.input[c], step.B[n], m[j][c][n]);
+            part[c][k] = n == 0 ? step.C[n] * h[c][n] : fmaf(step.C[n], h[c][n], part[c][k]);
+            dC[n] = c == 0 ? step.dy[c] * h[c][n] : fmaf(step.dy[c], h[c][n], dC[n]);
           }
         }
         const float sum = sum_over_channels(dC, thread % 32);
@@ -217,21 +231,18 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
       for (int k = 3; k >= 0; --k) {
         const int j = 4 * i + k;
         if (j >= length) continue;
-        float B[kStates], C[kStates], dB[kStates];
-        lane.matrix(p.B_step, s, lane.time(p.layout, j), live[i] >> k & 1, B);
-        lane.matrix(p.C_step, s, lane.time(p.layout, j), live[i] >> k & 1, C);
+        const Step step = step_at(i, k);
+        float dB[kStates];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float delta_k = of_step(delta[i][c], k), input_k = of_step(input[i][c], k);
-          const float dy_k = of_step(gated[i][c], k);
 #pragma unroll
           for (int n = 0; n < kStates; ++n) {
-            dh[c][n] = fmaf(dy_k, C[n], dh[c][n]);
+            dh[c][n] = fmaf(step.dy[c], step.C[n], dh[c][n]);
             const float w = dh[c][n] * m[j][c][n];
             by_A[c][k] = n == 0 ? w * lane.A[c][n] : fmaf(w, lane.A[c][n], by_A[c][k]);
-            dA[c][n] = fmaf(w, delta_k, dA[c][n]);
-            dB[n] = c == 0 ? input_k * dh[c][n] : fmaf(input_k, dh[c][n], dB[n]);
-            by_B[c][k] = n == 0 ? B[n] * dh[c][n] : fmaf(B[n], dh[c][n], by_B[c][k]);
+            dA[c][n] = fmaf(w, step.delta[c], dA[c][n]);
+            dB[n] = c == 0 ? step.input[c] * dh[c][n] : fmaf(step.input[c], dh[c][n], dB[n]);
+            by_B[c][k] = n == 0 ? step.B[n] * dh[c][n] : fmaf(step.B[n], dh[c][n], by_B[c][k]);
             dh[c][n] *= a[j][c][n];
           }
         }
