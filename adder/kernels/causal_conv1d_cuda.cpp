@@ -21,10 +21,9 @@ bool causal_conv1d_is_fast(const CausalConv1dInputs<T>& p) {
     return false;
   } else {
     constexpr int64_t kVector = 16 / static_cast<int64_t>(sizeof(T));
-    const int64_t threads = p.layout.sequences * ((p.layout.length + 31) / 32) * (p.channels / kVector + 1);
-    return p.width >= 2 && p.width <= 4 && p.layout.mask.data == nullptr && p.layout.cu_seqlens == nullptr &&
-           p.layout.length > 0 && p.channels > 0 && p.channels % kVector == 0 && rows_aligned(p.x) &&
-           threads < std::numeric_limits<int32_t>::max();
+    const int64_t threads = causal_conv1d_runs(p.layout, 32) * (p.channels / kVector + 1);
+    return p.width >= 2 && p.width <= 4 && p.layout.mask.data == nullptr && p.layout.length > 0 && p.channels > 0 &&
+           p.channels % kVector == 0 && rows_aligned(p.x) && threads < std::numeric_limits<int32_t>::max();
   }
 }
 
@@ -32,9 +31,8 @@ template <typename T>
 ConvSlabs causal_conv1d_slabs(const CausalConv1dInputs<T>& p) {
   ConvSlabs slabs;
   if (causal_conv1d_is_fast(p)) {  // a slab is of one sequence
-    const auto count = [&](int64_t length) { return p.layout.sequences * ((p.layout.length + length - 1) / length); };
-    slabs.length = count(128) * p.channels >= 240000 ? 128 : 64;
-    slabs.count = count(slabs.length);
+    slabs.length = causal_conv1d_runs(p.layout, 128) * p.channels >= 240000 ? 128 : 64;
+    slabs.count = causal_conv1d_runs(p.layout, slabs.length);
   } else {
     const int64_t steps = p.layout.batch * p.layout.length;
     slabs.length = std::max<int64_t>(32, (steps + 255) / 256);

@@ -20,13 +20,19 @@ void causal_conv1d_forward_generic(const CausalConv1dForward<T>& params, CudaStr
 template <typename T>
 void causal_conv1d_backward_generic(const CausalConv1dBackward<T>& params, CudaStream stream);
 
-// Widths 2 to 4 without mask and packing, channels side by side and aligned to 16 bytes.
+// Widths 2 to 4 without mask, channels side by side and aligned to 16 bytes.
 template <typename T>
 bool causal_conv1d_is_fast(const CausalConv1dInputs<T>& inputs);
 template <typename T>
 void causal_conv1d_forward_fast(const CausalConv1dForward<T>& params, CudaStream stream);
 template <typename T>
 void causal_conv1d_backward_fast(const CausalConv1dBackward<T>& params, CudaStream stream);
+
+// Runs of at most `steps` steps that the fast kernels walk, none of them of two sequences; packed ones may be empty.
+inline int64_t causal_conv1d_runs(const SequenceLayout& layout, int64_t steps) {
+  return layout.cu_seqlens != nullptr ? layout.length / steps + layout.sequences
+                                      : layout.sequences * ((layout.length + steps - 1) / steps);
+}
 
 // How the backward pass divides the sums over steps: each slab's sums lie in the workspace as (slabs, K + 1, D), the
 // bias last, and are added in order.

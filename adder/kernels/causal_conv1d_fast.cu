@@ -13,7 +13,7 @@ constexpr int kForwardChannels = 16 / static_cast<int>(sizeof(T));
 // The steps of a thread: more of them where enough threads are left; the rows before them are read twice.
 template <typename T>
 int64_t steps_of_thread(const CausalConv1dInputs<T>& p) {
-  const int64_t of_64 = p.channels / kForwardChannels<T> * p.layout.sequences * ((p.layout.length + 63) / 64);
+  const int64_t of_64 = p.channels / kForwardChannels<T> * causal_conv1d_runs(p.layout, 64);
   return of_64 >= 60000 ? 64 : 32;
 }
 
@@ -40,6 +40,30 @@ struct RowRing {
   }
 };
 
+// Where a thread begins that walks at most `steps` steps of one sequence. Packed sequences begin runs of their own:
+// those of sequence s are from cu_seqlens[s] / steps + s on, at least as many as it fills.
+struct Run {
+  int64_t s, j0;
+
+  __device__ Run(const SequenceLayout& layout, int64_t i, int64_t steps) {
+    if (layout.cu_seqlens == nullptr) {
+      const int64_t each = (layout.length + steps - 1) / steps;
+      s = i / each;
+      j0 = i % each * steps;
+      return;
+    }
+    int64_t low = 0, high = layout.sequences;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (layout.cu_seqlens[middle] / steps + middle <= i ? low : high) = middle;
+    }
+    s = low;
+    j0 = (i - layout.cu_seqlens[low] / steps - low) * steps;
+  }
+  // An empty sequence has windows to pass on.
+  __device__ bool has_work(const SequenceRows& rows) const { return j0 == 0 || (j0 > 0 && j0 < rows.length); }
+};
+
 // Row j of what the convolution sees: the initial window before the first step.
 template <typename T, int kChannels>
 __device__ __forceinline__ void read_row(const CausalConv1dInputs<T>& p, const SequenceRows& rows, int64_t s, int64_t d,
@@ -57,15 +81,16 @@ __device__ __forceinline__ void read_row(const CausalConv1dInputs<T>& p, const S
 }
 
 template <typename T, int kWidth, bool kSilu>
-__global__ void __launch_bounds__(128, 4) fast_forward(const CausalConv1dForward<T> p, int64_t steps) {
+__global__ void __launch_bounds__(128, 4) fast_forward(const CausalConv1dForward<T> p, int64_t steps, int64_t runs) {
   constexpr int kChannels = kForwardChannels<T>, kAhead = 4, kPast = kWidth - 1, kStages = 4;
   using Ring = RowRing<T, kChannels, kAhead, kStages>;
   __shared__ __align__(16) typename Ring::Rows shared;
-  const int64_t columns = p.channels / kChannels, runs = (p.layout.length + steps - 1) / steps;
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= columns * runs * p.layout.sequences) return;
-  const int64_t d = i % columns * kChannels, s = i / columns / runs, j0 = i / columns % runs * steps;
+  const int64_t columns = p.channels / kChannels, i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  if (i >= columns * runs) return;
+  const Run run(p.layout, i / columns, steps);
+  const int64_t d = i % columns * kChannels, s = run.s, j0 = run.j0;
   const SequenceRows rows(p.layout, s);
+  if (!run.has_work(rows)) return;
   float weight[kWidth][kChannels], bias[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
@@ -143,12 +168,21 @@ __global__ void __launch_bounds__(128, 4) fast_backward(const CausalConv1dBackwa
   constexpr int kChannels = kBackwardChannels, kAhead = 4, kPast = kWidth - 1, kStages = 8 / sizeof(T);
   using Ring = RowRing<T, kChannels, kAhead, kStages>;
   __shared__ __align__(16) typename Ring::Rows x_shared, dy_shared;
-  const int64_t columns = p.channels / kChannels, runs = slabs.count / p.layout.sequences;
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  const int64_t columns = p.channels / kChannels, i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
   if (i >= columns * slabs.count) return;
-  const int64_t d = i % columns * kChannels, s = i / columns / runs, run = i / columns % runs;
-  const int64_t j0 = run * slabs.length;
+  const Run run(p.layout, i / columns, slabs.length);
+  const int64_t d = i % columns * kChannels, s = run.s, j0 = run.j0;
   const SequenceRows rows(p.layout, s);
+  float* const sums = static_cast<float*>(p.workspace) + i / columns * (kWidth + 1) * p.channels + d;
+  if (rows.length == 0 || !run.has_work(rows)) {
+    const float zeros[kChannels] = {};
+    for (int w = 0; w <= kWidth; ++w) store_values(sums + w * p.channels, zeros);
+    if (j0 == 0 && p.dinitial_window != nullptr)
+      for (int64_t k = s * kPast; k < (s + 1) * kPast; ++k)
+        for (int64_t at = k * p.channels + d; at < k * p.channels + d + kChannels; ++at)
+          p.dinitial_window[at] = p.dfinal_window != nullptr ? p.dfinal_window[at] : 0.0f;
+    return;
+  }
   float weight[kWidth][kChannels], dweight[kWidth][kChannels] = {}, dbias[kChannels] = {}, bias[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
@@ -216,7 +250,7 @@ __global__ void __launch_bounds__(128, 4) fast_backward(const CausalConv1dBackwa
       for (int c = 0; c < kChannels; ++c) dx[c] += p.dfinal_window[(s * kPast + from_end) * p.channels + d + c];
     if (out >= j0 && out < last)
       store_values(p.dx.data + rows.b * p.dx.b + rows.time(out) * p.dx.l + d, dx);
-    else if (out < 0 && run == 0 && p.dinitial_window != nullptr)
+    else if (out < 0 && j0 == 0 && p.dinitial_window != nullptr)
       store_values(p.dinitial_window + (s * kPast + out + kPast) * p.channels + d, dx);
     shift(1);
     ++j;
@@ -254,7 +288,6 @@ __global__ void __launch_bounds__(128, 4) fast_backward(const CausalConv1dBackwa
     dx_at += kAhead * dx_step;
   }
   while (j < beyond) careful();
-  float* const sums = static_cast<float*>(p.workspace) + (s * runs + run) * (kWidth + 1) * p.channels + d;
 #pragma unroll
   for (int w = 0; w < kWidth; ++w) store_values(sums + w * p.channels, dweight[w]);
   store_values(sums + kWidth * p.channels, dbias);
@@ -271,14 +304,14 @@ void with_width(int64_t width, const F& f) {
 
 template <typename T>
 void causal_conv1d_forward_fast(const CausalConv1dForward<T>& p, CudaStream stream) {
-  const int64_t steps = steps_of_thread(p), runs = (p.layout.length + steps - 1) / steps;
-  const int64_t threads = p.channels / kForwardChannels<T> * runs * p.layout.sequences;
+  const int64_t steps = steps_of_thread(p), runs = causal_conv1d_runs(p.layout, steps);
+  const int64_t threads = p.channels / kForwardChannels<T> * runs;
   const auto blocks = static_cast<unsigned>((threads + 127) / 128);
   with_width(p.width, [&]<int kWidth>() {
     if (p.activation == ConvActivation::kSilu)
-      fast_forward<T, kWidth, true><<<blocks, 128, 0, stream>>>(p, steps);
+      fast_forward<T, kWidth, true><<<blocks, 128, 0, stream>>>(p, steps, runs);
     else
-      fast_forward<T, kWidth, false><<<blocks, 128, 0, stream>>>(p, steps);
+      fast_forward<T, kWidth, false><<<blocks, 128, 0, stream>>>(p, steps, runs);
   });
   check_launch("causal_conv1d, fast forward");
 }

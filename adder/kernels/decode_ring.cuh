@@ -170,8 +170,10 @@ class RingWriter {  // one for each of the loading warps
 // Rows of a piece as they lie in the ring.
 struct Piece {
   unsigned first, end, size;  // shared addresses of its first row and of the ring's end; the ring's size
+  int last;                   // row
 
-  __device__ __forceinline__ unsigned row(int r) const { return within(first + r * kPitch); }
+  // Beyond the last row the last: what lies there is being written, or not yet.
+  __device__ __forceinline__ unsigned row(int r) const { return within(first + min(r, last) * kPitch); }
   __device__ __forceinline__ unsigned narrow_row(int r) const { return within(first + r * kNarrowPitch); }
   __device__ __forceinline__ unsigned within(unsigned at) const { return at >= end ? at - size : at; }
 };
@@ -184,7 +186,7 @@ class RingReader {  // each of the eight computing warps has its own
   __device__ __forceinline__ Piece wait(int units) {
     wait_for(&ring_.state->full[place_.piece], place_.parity);
     const unsigned memory = shared_address(ring_.memory), size = ring_.units * kUnitBytes;
-    const Piece piece{memory + place_.unit * kUnitBytes, memory + size, size};
+    const Piece piece{memory + place_.unit * kUnitBytes, memory + size, size, units * kUnitRows - 1};
     place_.advance(units, ring_.units);
     return piece;
   }

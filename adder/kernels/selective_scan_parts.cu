@@ -198,15 +198,28 @@ __global__ void __launch_bounds__(32 * kWarps)
     forgotten = __all_sync(kAllLanes, mine);
   }
   wait_copies<0>();
+  // Through shared memory, so that a channel's states are written side by side.
+  constexpr int kRow = N + 4;
+  float(*const out)[kChannels][kRow] = reinterpret_cast<float(*)[kChannels][kRow]>(tiles.ready);
+  static_assert(2 * sizeof(out[0]) <= sizeof(tiles.ready));
+  __syncthreads();  // all are done with the tiles
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    if (!real[c]) continue;
     float decay[kStates];
 #pragma unroll
     for (int n = 0; n < kStates; ++n) decay[n] = stopped ? 0.0f : exp2_fast(A[c][n] * way[c]);
-    const int64_t at = ((part * p.layout.sequences + s) * p.channels + d + c) * N + warp * kStates;
-    store_floats(&sums[at], sum[c]);
-    store_floats(&decays[at], decay);
+    store_floats(&out[0][2 * lane + c][warp * kStates], sum[c]);
+    store_floats(&out[1][2 * lane + c][warp * kStates], decay);
+  }
+  __syncthreads();
+  const int64_t base = ((part * p.layout.sequences + s) * p.channels + d0) * N;
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < kChannels * N; i += 4 * 32 * kWarps) {
+    if (d0 + i / N >= (g + 1) * group_channels) break;
+    float v[4];
+    load_floats(v, &out[0][i / N][i % N]);
+    store_floats(&sums[base + i], v);
+    load_floats(v, &out[1][i / N][i % N]);
+    store_floats(&decays[base + i], v);
   }
 }
 
