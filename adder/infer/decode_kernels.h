@@ -25,7 +25,8 @@ struct CopiedTokens {
 // the kernels are made for. The weights are read in each step, but A is that of now.
 //  - one_kernel_step: all of it in one kernel, for a few rows. With `chosen` it goes on to the next token as
 //    sample_on_device with temperature 0 does, which takes the place of the old one.
-//  - many_rows_step: the products by cuBLAS, and what lies between them by kernels that change the states in place.
+//  - many_rows_step: a few kernels a layer with bfloat16 weights on a GPU of compute capability 9.0; else the products
+//    by cuBLAS, and what lies between them by kernels that change the states in place.
 std::function<void()> one_kernel_step(const models::MambaLM& model, const StepTensors& tensors,
                                       const CopiedTokens* chosen = nullptr);
 std::function<void()> many_rows_step(const models::MambaLM& model, const StepTensors& tensors);

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "adder/core/error.h"
+#include "adder/kernels/decode_batch.h"
 #include "adder/kernels/decode_rows.h"
 #include "adder/kernels/decode_step.h"
 #include "adder/kernels/sample_tokens.h"
@@ -77,19 +78,25 @@ kernels::TokenCopies copies_of(const CopiedTokens& copied) {
   return {mutable_data<int64_t>(copied.tokens), copied.tokens.size(0), mutable_data<int64_t>(copied.turns)};
 }
 
-template <typename W>
-std::function<void()> one_kernel(const models::MambaLM& model, const StepTensors& tensors, const CopiedTokens* chosen) {
+kernels::DecodeShape shape_of(const models::MambaLM& model, int64_t rows) {
   const models::MambaLMOptions& o = model->options();
   const auto size = [](int64_t value) { return static_cast<int>(std::min<int64_t>(value, int64_t{1} << 30)); };
-  kernels::DecodeStep<W> step{};
-  step.rows = size(tensors.tokens.size(0)), step.layers = size(o.n_layer), step.d_model = size(o.d_model);
-  step.d_inner = size(o.mixer.expand * o.d_model), step.rank = size(o.mixer.rank(o.d_model));
-  step.states = size(o.mixer.d_state), step.width = size(o.mixer.d_conv), step.vocab = size(o.vocab_size);
-  const c10::cuda::CUDAGuard guard(tensors.tokens.device());
-  if (!kernels::cuda::decode_step_fits<W>(step)) return {};
-  const Weights<W> weights(model);
-  if (!weights.usable || !usable_state(tensors.state)) return {};
+  return {size(rows),
+          size(o.n_layer),
+          size(o.d_model),
+          size(o.mixer.expand * o.d_model),
+          size(o.mixer.rank(o.d_model)),
+          size(o.mixer.d_state),
+          size(o.mixer.d_conv),
+          size(o.vocab_size)};
+}
 
+// A step and its layers in host memory; the caller adds the layers' table and the workspace.
+template <typename W>
+std::pair<kernels::DecodeStep<W>, std::vector<kernels::DecodeLayer<W>>> step_of(const models::MambaLM& model,
+                                                                                const kernels::DecodeShape& shape,
+                                                                                const Weights<W>& weights,
+                                                                                const StepTensors& tensors) {
   std::vector<kernels::DecodeLayer<W>> layers;
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const auto& w = weights.layers[i];
@@ -98,24 +105,58 @@ std::function<void()> one_kernel(const models::MambaLM& model, const StepTensors
                       data<W>(w.dt), data<float>(w.dt_bias), data<float>(w.A), data<float>(w.D), data<W>(w.out),
                       mutable_data<float>(state.conv), mutable_data<float>(state.ssm)});
   }
-  const auto bytes = static_cast<int64_t>(layers.size() * sizeof(layers[0]));
-  const torch::TensorOptions raw = torch::device(tensors.tokens.device()).dtype(torch::kByte);
-  const Tensor table = torch::from_blob(layers.data(), {bytes}, torch::kByte).to(raw.device());
-  const Tensor workspace = torch::zeros({kernels::cuda::decode_step_workspace_bytes(step)}, raw);
-  step.layer = static_cast<const kernels::DecodeLayer<W>*>(table.const_data_ptr());
-  step.workspace = workspace.mutable_data_ptr();
+  kernels::DecodeStep<W> step{};
+  static_cast<kernels::DecodeShape&>(step) = shape;
   step.embedding = data<W>(weights.embedding);
   step.norm_weight = data<float>(weights.norm);
   step.head = data<W>(weights.head);
-  step.eps = static_cast<float>(o.norm_eps);
+  step.eps = static_cast<float>(model->options().norm_eps);
   step.tokens = mutable_data<int64_t>(tensors.tokens);
   step.logits = mutable_data<float>(tensors.logits);
+  return {step, std::move(layers)};
+}
+
+template <typename W>
+std::function<void()> one_kernel(const models::MambaLM& model, const StepTensors& tensors, const CopiedTokens* chosen) {
+  const kernels::DecodeShape shape = shape_of(model, tensors.tokens.size(0));
+  const c10::cuda::CUDAGuard guard(tensors.tokens.device());
+  if (!kernels::cuda::decode_step_fits<W>(shape)) return {};
+  const Weights<W> weights(model);
+  if (!weights.usable || !usable_state(tensors.state)) return {};
+  auto [step, layers] = step_of(model, shape, weights, tensors);
+  const auto bytes = static_cast<int64_t>(layers.size() * sizeof(layers[0]));
+  const torch::TensorOptions raw = torch::device(tensors.tokens.device()).dtype(torch::kByte);
+  const Tensor table = torch::from_blob(layers.data(), {bytes}, torch::kByte).to(raw.device());
+  const Tensor workspace = torch::zeros({kernels::cuda::decode_step_workspace_bytes(shape)}, raw);
+  step.layer = static_cast<const kernels::DecodeLayer<W>*>(table.const_data_ptr());
+  step.workspace = workspace.mutable_data_ptr();
   step.choose = chosen != nullptr;
   if (chosen != nullptr) step.copies = copies_of(*chosen);
   const CopiedTokens copied = chosen != nullptr ? *chosen : CopiedTokens();
-  return [step, weights, tensors, table, workspace, copied] {
+  return [step = step, weights, tensors, table, workspace, copied] {
     const c10::cuda::CUDAGuard on(tensors.tokens.device());
     kernels::cuda::decode_step(step, ops::current_stream());
+  };
+}
+
+// More rows are left to products that divide them better.
+constexpr int kMostBatchRows = 256;
+
+std::function<void()> few_kernels(const models::MambaLM& model, const StepTensors& tensors) {
+  using W = kernels::bfloat16;
+  const kernels::DecodeShape shape = shape_of(model, tensors.tokens.size(0));
+  const c10::cuda::CUDAGuard guard(tensors.tokens.device());
+  if (shape.rows > kMostBatchRows || !kernels::cuda::decode_batch_fits(shape)) return {};
+  const Weights<W> weights(model);
+  if (!weights.usable || !usable_state(tensors.state)) return {};
+  auto [step, layers] = step_of(model, shape, weights, tensors);
+  const Tensor workspace = torch::empty({kernels::cuda::decode_batch_workspace_bytes(shape)},
+                                        torch::device(tensors.tokens.device()).dtype(torch::kByte));
+  step.workspace = workspace.mutable_data_ptr();
+  const auto batch = std::make_shared<kernels::cuda::DecodeBatch>(step, layers.data());
+  return [batch, weights, tensors, workspace] {
+    const c10::cuda::CUDAGuard on(tensors.tokens.device());
+    batch->run(ops::current_stream());
   };
 }
 
@@ -193,7 +234,10 @@ std::function<void()> one_kernel_step(const models::MambaLM& model, const StepTe
 std::function<void()> many_rows_step(const models::MambaLM& model, const StepTensors& tensors) {
   return for_common_models(
       model, [&] { return many_rows<float>(model, tensors); },
-      [&] { return many_rows<kernels::bfloat16>(model, tensors); });
+      [&] {
+        const std::function<void()> few = few_kernels(model, tensors);
+        return few ? few : many_rows<kernels::bfloat16>(model, tensors);
+      });
 }
 
 void sample_on_device(const Tensor& logits, const Tensor& places, const Tensor& seen, const SamplingOptions& options,

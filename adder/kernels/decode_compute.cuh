@@ -18,7 +18,7 @@ class Step {
         residual_(reinterpret_cast<float*>(shared + l.residual)),
         projected_(reinterpret_cast<float*>(shared + l.projected)),
         z_(reinterpret_cast<float*>(shared + l.own)),
-        progress_(reinterpret_cast<volatile int*>(shared + l.progress)),
+        progress_(reinterpret_cast<int*>(shared + l.progress)),
         layers_(reinterpret_cast<const DecodeLayer<W>*>(shared + l.layers)),
         ring_(ring_in(l, shared), static_cast<int>(threadIdx.x) / 32),
         shares_(p),
@@ -40,7 +40,7 @@ class Step {
 #pragma unroll 1
     for (int i = 0; i < p_.layers; ++i) {
       const DecodeLayer<W>& layer = layers_[i];
-      if (threadIdx.x == 0) *progress_ = i;
+      if (threadIdx.x == 0) tell(progress_, i);
       norm(i);
       ++round_;
       in_projection(layer);
@@ -352,7 +352,7 @@ class Step {
   const Exchange<W> e_;
   W* activations_;
   float *partial_, *squares_, *residual_, *projected_, *z_, *u_;
-  volatile int* progress_;
+  int* progress_;
   const DecodeLayer<W>* layers_;
   RingReader ring_;
   const Shares shares_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "adder/kernels/async_copy.cuh"
 #include "adder/kernels/cuda_numbers.cuh"
 
 // Rows of weights on their way through shared memory: some warps of a block copy them into a ring, in the order in
@@ -25,9 +26,6 @@ struct WeightRows {
   int columns, begin, end;
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
 __device__ __forceinline__ void wait_for(const uint64_t* barrier, unsigned parity) {
   unsigned done;
   do {
@@ -36,6 +34,16 @@ __device__ __forceinline__ void wait_for(const uint64_t* barrier, unsigned parit
                  : "r"(shared_address(barrier)), "r"(parity)
                  : "memory");
   } while (done == 0);
+}
+
+// A word in shared memory by which warps of a block tell each other how far they are.
+__device__ __forceinline__ void tell(int* to, int value) {
+  asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(to)), "r"(value) : "memory");
+}
+__device__ __forceinline__ int told(const int* from) {
+  int value;
+  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(from)) : "memory");
+  return value;
 }
 
 // From Hopper on a thread has whole rows copied, and the barrier counts bytes.
@@ -154,11 +162,7 @@ class RingWriter {  // one for each of the loading warps
     while (taken_ - given_back_ > ring_.units) {
       given_back_ = taken_;
 #pragma unroll
-      for (int& count : ring_.state->given_back) {
-        int value;
-        asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(&count)) : "memory");
-        given_back_ = min(given_back_, value);
-      }
+      for (const int& count : ring_.state->given_back) given_back_ = min(given_back_, told(&count));
     }
   }
 
@@ -194,10 +198,7 @@ class RingReader {  // each of the eight computing warps has its own
   __device__ __forceinline__ void release(int units, int lane) {
     given_back_ += units;
     __syncwarp();
-    if (lane == 0)
-      asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(&ring_.state->given_back[warp_])),
-                   "r"(given_back_)
-                   : "memory");
+    if (lane == 0) tell(&ring_.state->given_back[warp_], given_back_);
   }
 
  private:
