@@ -17,13 +17,15 @@ namespace adder::kernels::cuda {
 namespace {
 
 constexpr int kMostConvWidth = 4;
+// x_proj has few outputs: short slices of few rows, or it would keep few processors at work.
+constexpr int kXSlices = 8, kXRows = 32, kOutSlices = 4;
 
 // What lies between the kernels.
 struct Exchange {
-  float *residual, *squares;      // (rows, d_model), (rows, tiles of d_model)
-  bfloat16 *normed;               // (rows, d_model): not scaled yet
-  bfloat16 *u, *z, *y;            // (rows, d_inner)
-  bfloat16 *projected;            // (rows, rank + 2 states)
+  float *residual, *squares;  // (rows, d_model), (rows, tiles of d_model)
+  bfloat16* normed;           // (rows, d_model): not scaled yet
+  bfloat16 *u, *z, *y;        // (rows, d_inner)
+  bfloat16* projected;        // (rows, rank + 2 states)
 };
 
 Exchange exchange_at(void* workspace, const DecodeShape& s, int64_t* bytes) {
@@ -75,48 +77,57 @@ __global__ void __launch_bounds__(256) embed(const DecodeStep<bfloat16> p, const
 #endif
 }
 
-// Of each of the block's rows, 1 / the root mean square.
+// Of each of the block's rows, 1 / the root mean square: a warp finds those of kEach rows. The sums of squares are
+// asked for before the products, and added up after them.
+template <int kRows>
 struct Scales {
-  float of[128];
+  static constexpr int kEach = kRows / 8;
 
-  __device__ __forceinline__ void find(const DecodeShape& p, const Exchange& e, float eps, int first, int rows) {
-    const int tiles = (p.d_model + kTileOutputs - 1) / kTileOutputs, r = static_cast<int>(threadIdx.x);
-    if (r >= rows) return;
-    float sum = 0;
-    if (first + r < p.rows)
-      for (int t = 0; t < tiles; ++t) sum += e.squares[int64_t{first + r} * tiles + t];
-    of[r] = rsqrtf(sum / static_cast<float>(p.d_model) + eps);
-  }
-};
+  struct Lane {
+    float sum[kEach] = {};
 
-struct BlockPlace {
-  int tile, first;  // of its outputs, of its rows
-  __device__ BlockPlace(const ProductShape& s, int rows) {
-    const int size = s.columns * s.slices, rank = static_cast<int>(rank_in_cluster());
-    tile = static_cast<int>(blockIdx.x) / size * s.columns + rank % s.columns;
-    first = static_cast<int>(blockIdx.y) * rows;
+    __device__ __forceinline__ void load(const DecodeShape& p, const Exchange& e, int first) {
+      const int tiles = (p.d_model + kTileOutputs - 1) / kTileOutputs;
+      const int begin = first + static_cast<int>(threadIdx.x) / 32 * kEach;
+      for (int t = static_cast<int>(threadIdx.x) % 32; t < tiles; t += 32)
+#pragma unroll
+        for (int r = 0; r < kEach; ++r)
+          if (begin + r < p.rows) sum[r] += e.squares[int64_t{begin + r} * tiles + t];
+    }
+  };
+  float of[kRows];
+
+  __device__ __forceinline__ void find(const Lane& lane, int d_model, float eps) {
+    const int place = static_cast<int>(threadIdx.x) % 32;
+    float own = 0;  // lane r has row r
+#pragma unroll
+    for (int r = 0; r < kEach; ++r) {
+      const float all = sum_lanes(lane.sum[r], 32);
+      own = place == r ? all : own;
+    }
+    if (place < kEach)
+      of[static_cast<int>(threadIdx.x) / 32 * kEach + place] = rsqrtf(own / static_cast<float>(d_model) + eps);
   }
 };
 
 template <int kRows>
 __global__ void __launch_bounds__(kProductAllThreads, 1)
-    project_in(const __grid_constant__ ProductMaps maps, const ProductShape shape,
-               const __grid_constant__ DecodeStep<bfloat16> p, const __grid_constant__ Exchange e,
-               const __grid_constant__ DecodeLayer<bfloat16> layer) {
+    project_in(const __grid_constant__ Product product, const __grid_constant__ DecodeStep<bfloat16> p,
+               const __grid_constant__ Exchange e, const __grid_constant__ DecodeLayer<bfloat16> layer) {
 #ifdef ADDER_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ ProductBarriers barriers;
-  __shared__ Scales scales;
-  const BlockPlace place(shape, kRows);
-  constexpr int kThreadsOfRow = kHalfOutputs / 4, kAtOnce = kProductThreads / kThreadsOfRow;
-  constexpr int kEach = (kRows + kAtOnce - 1) / kAtOnce, kPast = kMostConvWidth - 1;
+  __shared__ ProductBarriers<kRows> barriers;
+  __shared__ Scales<kRows> scales;
+  using Share = ProductShare<kRows, 1>;
+  const auto place = ProductPlace::of_block<kRows, 1>();
+  constexpr int kEach = Share::kEach, kPast = kMostConvWidth - 1;
   // This thread's four channels; their windows are asked for before anything else.
-  const int d = place.tile * kHalfOutputs + static_cast<int>(threadIdx.x) % kThreadsOfRow * 4, width = p.width;
+  const int d = place.tile * kHalfOutputs + Share::output(0), width = p.width;
   const bool is_channel = d < p.d_inner && threadIdx.x < kProductThreads;
   float window[kEach][kPast][4], weight[4][kMostConvWidth], bias[4] = {};
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int row = place.first + i * kAtOnce + static_cast<int>(threadIdx.x) / kThreadsOfRow;
+    const int row = place.first_row + Share::row(0, i);
 #pragma unroll
     for (int k = 0; k < kPast; ++k)
       if (is_channel && row < p.rows && k + 1 < width)
@@ -124,16 +135,18 @@ __global__ void __launch_bounds__(kProductAllThreads, 1)
   }
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
+    if (is_channel && width == kMostConvWidth) load_floats(weight[c], layer.conv_weight + (d + c) * kMostConvWidth);
 #pragma unroll
-    for (int k = 0; k < kMostConvWidth; ++k)
-      if (is_channel && k < width) weight[c][k] = layer.conv_weight[(d + c) * width + k];
-    if (is_channel && layer.conv_bias != nullptr) bias[c] = layer.conv_bias[d + c];
+    for (int k = 0; k < kMostConvWidth - 1; ++k)
+      if (is_channel && width < kMostConvWidth && k < width) weight[c][k] = layer.conv_weight[(d + c) * width + k];
   }
-  multiply_rows<kRows, false>(
-      maps, shape, place.tile, place.first, shared, barriers,
-      [&] { scales.find(p, e, p.eps, place.first, kRows); },
-      [&](int half, int i, int r, int, float (&sum)[4]) {
-        const int64_t row = place.first + r;
+  if (is_channel && layer.conv_bias != nullptr) load_floats(bias, layer.conv_bias + d);
+  typename Scales<kRows>::Lane squares;
+  multiply_rows<kRows, 1>(
+      product, place, shared, barriers, [&] { squares.load(p, e, place.first_row); },
+      [&] { scales.find(squares, p.d_model, p.eps); },
+      [&](int half, int i, int r, int, float(&sum)[4]) {
+        const int64_t row = place.first_row + r;
         if (row >= p.rows || d >= p.d_inner) return;
 #pragma unroll
         for (int c = 0; c < 4; ++c) sum[c] *= scales.of[r];
@@ -167,56 +180,62 @@ __global__ void __launch_bounds__(kProductAllThreads, 1)
 
 template <int kRows>
 __global__ void __launch_bounds__(kProductAllThreads, 1)
-    project_x(const __grid_constant__ ProductMaps maps, const ProductShape shape,
-              const __grid_constant__ DecodeStep<bfloat16> p, const __grid_constant__ Exchange e) {
+    project_x(const __grid_constant__ Product product, const __grid_constant__ DecodeStep<bfloat16> p,
+              const __grid_constant__ Exchange e) {
 #ifdef ADDER_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ ProductBarriers barriers;
-  const BlockPlace place(shape, kRows);
+  __shared__ ProductBarriers<kRows> barriers;
+  const auto place = ProductPlace::of_block<kRows, kXSlices>();
   const int values = p.rank + 2 * p.states;
-  multiply_rows<kRows, true>(maps, shape, place.tile, place.first, shared, barriers, [] {},
-                             [&](int r, int output, float (&sum)[4]) {
-                               const int64_t row = place.first + r;
-                               const int out = place.tile * kTileOutputs + output;
-                               if (row < p.rows && out < values) store_four(e.projected + row * values + out, sum);
-                             });
+  multiply_rows<kRows, kXSlices>(
+      product, place, shared, barriers, [] {}, [] {},
+      [&](int, int, int r, int output, float(&sum)[4]) {
+        const int64_t row = place.first_row + r;
+        const int out = place.tile * kTileOutputs + output;
+        if (row < p.rows && out < values) store_four(e.projected + row * values + out, sum);
+      });
 #endif
 }
 
 template <int kRows>
 __global__ void __launch_bounds__(kProductAllThreads, 1)
-    project_out(const __grid_constant__ ProductMaps maps, const ProductShape shape,
-                const __grid_constant__ DecodeStep<bfloat16> p, const __grid_constant__ Exchange e,
-                const float* norm_weight) {
+    project_out(const __grid_constant__ Product product, const __grid_constant__ DecodeStep<bfloat16> p,
+                const __grid_constant__ Exchange e, const float* norm_weight) {
 #ifdef ADDER_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ ProductBarriers barriers;
-  const BlockPlace place(shape, kRows);
-  const int tiles = (p.d_model + kTileOutputs - 1) / kTileOutputs;
-  multiply_rows<kRows, true>(
-      maps, shape, place.tile, place.first, shared, barriers, [] {},
-      [&](int r, int output, float (&sum)[4]) {
-        const int64_t row = place.first + r;
-        const int m = place.tile * kTileOutputs + output;
+  __shared__ ProductBarriers<kRows> barriers;
+  using Share = ProductShare<kRows, kOutSlices>;
+  const auto place = ProductPlace::of_block<kRows, kOutSlices>();
+  const int tiles = (p.d_model + kTileOutputs - 1) / kTileOutputs, m = place.tile * kTileOutputs + Share::output(0);
+  float before[Share::kEach][4] = {}, weight[4] = {};
+  const auto begin = [&] {
+    if (m >= p.d_model) return;
+    load_floats(weight, norm_weight + m);
+#pragma unroll
+    for (int i = 0; i < Share::kEach; ++i) {
+      const int r = Share::row(place.slice, i), row = place.first_row + r;
+      if (r < kRows && row < p.rows) load_floats(before[i], e.residual + int64_t{row} * p.d_model + m);
+    }
+  };
+  multiply_rows<kRows, kOutSlices>(
+      product, place, shared, barriers, begin, [] {},
+      [&](int, int i, int r, int, float(&sum)[4]) {
+        const int64_t row = place.first_row + r;
         float square = 0;
         if (row < p.rows && m < p.d_model) {
-          float* const residual = e.residual + row * p.d_model + m;
-          float before[4], w[4];
-          load_floats(before, residual);
-          load_floats(w, norm_weight + m);
+          float normed[4];
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            sum[c] += before[c];
+            sum[c] += before[i][c];
             square = fmaf(sum[c], sum[c], square);
-            w[c] *= sum[c];
+            normed[c] = sum[c] * weight[c];
           }
-          store_floats(residual, sum);
-          store_four(e.normed + row * p.d_model + m, w);
+          store_floats(e.residual + row * p.d_model + m, sum);
+          store_four(e.normed + row * p.d_model + m, normed);
         }
-        constexpr int kThreadsOfRow = kTileOutputs / 4;
-        const unsigned lanes = __activemask();  // whole rows of threads
-        for (int step = kThreadsOfRow / 2; step > 0; step /= 2) square += __shfl_xor_sync(lanes, square, step);
-        if (row < p.rows && place.tile < tiles && threadIdx.x % kThreadsOfRow == 0)
+        const unsigned lanes = __activemask();  // all of a row's
+        for (int step = Share::kThreadsOfRow / 2; step > 0; step /= 2) square += __shfl_xor_sync(lanes, square, step);
+        if (row < p.rows && place.tile < tiles && threadIdx.x % Share::kThreadsOfRow == 0)
           e.squares[row * tiles + place.tile] = square;
       });
 #endif
@@ -224,18 +243,19 @@ __global__ void __launch_bounds__(kProductAllThreads, 1)
 
 template <int kRows>
 __global__ void __launch_bounds__(kProductAllThreads, 1)
-    project_head(const __grid_constant__ ProductMaps maps, const ProductShape shape,
-                 const __grid_constant__ DecodeStep<bfloat16> p, const __grid_constant__ Exchange e) {
+    project_head(const __grid_constant__ Product product, const __grid_constant__ DecodeStep<bfloat16> p,
+                 const __grid_constant__ Exchange e) {
 #ifdef ADDER_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ ProductBarriers barriers;
-  __shared__ Scales scales;
-  const BlockPlace place(shape, kRows);
-  multiply_rows<kRows, false>(
-      maps, shape, place.tile, place.first, shared, barriers,
-      [&] { scales.find(p, e, p.eps, place.first, kRows); },
-      [&](int, int, int r, int output, float (&sum)[4]) {
-        const int64_t row = place.first + r;
+  __shared__ ProductBarriers<kRows> barriers;
+  __shared__ Scales<kRows> scales;
+  const auto place = ProductPlace::of_block<kRows, 1>();
+  typename Scales<kRows>::Lane squares;
+  multiply_rows<kRows, 1>(
+      product, place, shared, barriers, [&] { squares.load(p, e, place.first_row); },
+      [&] { scales.find(squares, p.d_model, p.eps); },
+      [&](int, int, int r, int output, float(&sum)[4]) {
+        const int64_t row = place.first_row + r;
         const int out = place.tile * kTileOutputs + output;
         if (row >= p.rows) return;
 #pragma unroll
@@ -290,18 +310,14 @@ int rows_of_block(int rows) {
   return of_block;
 }
 
-struct Product {
-  ProductMaps maps;
-  ProductShape shape;
-};
-
 Product product_of(const bfloat16* weight, int outputs, int tiles, const bfloat16* activations, int rows, int inner,
-                   int columns, int slices) {
-  const int block = rows_of_block(rows);
-  columns = std::min(columns, block / 8);  // whole patterns of a tile
-  return {{map_of(weight, outputs, inner, kHalfOutputs), map_of(activations, rows, inner, block / columns),
-           kTileOutputs, kHalfOutputs},
-          {inner, tiles, columns, slices}};
+                   int most_rows = 128) {
+  return {map_of(weight, outputs, inner, kHalfOutputs),
+          map_of(activations, rows, inner, rows_of_block(std::min(rows, most_rows))),
+          kTileOutputs,
+          kHalfOutputs,
+          inner,
+          tiles};
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -318,15 +334,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int cluster, 
   check(cudaLaunchKernelEx(&config, kernel, arguments...), "decode_batch");
 }
 
-template <int kRows, typename... Parameters, typename... Arguments>
+template <int kRows, int kSlices, typename... Parameters, typename... Arguments>
 void launch_product(void (*kernel)(Parameters...), const Product& product, int rows, CudaStream stream,
                     const Arguments&... arguments) {
   constexpr int kBytes = ProductLayout<kRows>::kBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "decode_batch");
-  const ProductShape& s = product.shape;
-  const int clusters = (s.tiles + s.columns - 1) / s.columns, size = s.columns * s.slices;
-  launch(kernel, dim3(clusters * size, (rows + kRows - 1) / kRows), kProductAllThreads, size, kBytes, true, stream,
-         product.maps, s, arguments...);
+  launch(kernel, dim3(product.tiles * kSlices, (rows + kRows - 1) / kRows), kProductAllThreads, kSlices, kBytes, true,
+         stream, product, arguments...);
 }
 
 int tiles_of(int outputs, int each = kTileOutputs) {
@@ -343,43 +357,41 @@ struct DecodeBatch::Launches {
     Product in, x, out;
   };
   std::vector<Layer> products;
-  Product head;
+  Product head{};
 
-  Launches(const DecodeStep<bfloat16>& s, const DecodeLayer<bfloat16>* of)
-      : step(s), layers(of, of + s.layers) {
+  Launches(const DecodeStep<bfloat16>& s, const DecodeLayer<bfloat16>* of) : step(s), layers(of, of + s.layers) {
     int64_t bytes = 0;
     const Exchange& e = exchange = exchange_at(s.workspace, s, &bytes);
     const int values = s.rank + 2 * s.states;
     for (const DecodeLayer<bfloat16>& layer : layers) {
-      Layer l{product_of(layer.in_weight, 2 * s.d_inner, tiles_of(s.d_inner, kHalfOutputs), e.normed, s.rows, s.d_model,
-                         4, 1),
-              product_of(layer.x_weight, values, tiles_of(values), e.u, s.rows, s.d_inner, 1, 8),
-              product_of(layer.out_weight, s.d_model, tiles_of(s.d_model), e.y, s.rows, s.d_inner, 2, 4)};
-      l.in.maps.half_step = kHalfOutputs;  // channels, and their gates
-      l.in.maps.apart = s.d_inner;
+      Layer l{
+          product_of(layer.in_weight, 2 * s.d_inner, tiles_of(s.d_inner, kHalfOutputs), e.normed, s.rows, s.d_model),
+          product_of(layer.x_weight, values, tiles_of(values), e.u, s.rows, s.d_inner, kXRows),
+          product_of(layer.out_weight, s.d_model, tiles_of(s.d_model), e.y, s.rows, s.d_inner)};
+      l.in.half_step = kHalfOutputs;  // channels, and their gates
+      l.in.apart = s.d_inner;
       products.push_back(l);
     }
-    head = product_of(s.head, s.vocab, tiles_of(s.vocab), e.normed, s.rows, s.d_model, 4, 1);
+    head = product_of(s.head, s.vocab, tiles_of(s.vocab), e.normed, s.rows, s.d_model);
   }
 
   template <int kRows>
   void run(CudaStream stream) const {
+    constexpr int kOfX = std::min(kRows, kXRows);
     embed<<<step.rows, 256, 0, stream>>>(step, exchange, layers.empty() ? step.norm_weight : layers[0].norm_weight);
     check_launch("decode_batch");
+    const BatchStateLaunch state = batch_state_launch(step);
     for (size_t i = 0; i < layers.size(); ++i) {
       const DecodeLayer<bfloat16>& layer = layers[i];
-      launch_product<kRows>(project_in<kRows>, products[i].in, step.rows, stream, step, exchange, layer);
-      launch_product<kRows>(project_x<kRows>, products[i].x, step.rows, stream, step, exchange);
-      const BatchState state{step,           exchange.u,    exchange.z,   exchange.projected, exchange.y,
-                             layer.dt_weight, layer.dt_bias, layer.A,      layer.D,            layer.state};
-      const auto [kernel, bytes] = batch_state_kernel(step.states);
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode_batch");
-      launch(kernel, dim3(tiles_of(step.d_inner, kStateChannels), tiles_of(step.rows, kStateRows)), kStateThreads, 1,
-             bytes, true, stream, state);
-      launch_product<kRows>(project_out<kRows>, products[i].out, step.rows, stream, step, exchange,
-                            i + 1 < layers.size() ? layers[i + 1].norm_weight : step.norm_weight);
+      launch_product<kRows, 1>(project_in<kRows>, products[i].in, step.rows, stream, step, exchange, layer);
+      launch_product<kOfX, kXSlices>(project_x<kOfX>, products[i].x, step.rows, stream, step, exchange);
+      launch(state.kernel, state.grid, kStateThreads, 1, state.bytes, true, stream,
+             BatchState{step, exchange.u, exchange.z, exchange.projected, exchange.y, layer.dt_weight, layer.dt_bias,
+                        layer.A, layer.D, layer.state, state.groups});
+      launch_product<kRows, kOutSlices>(project_out<kRows>, products[i].out, step.rows, stream, step, exchange,
+                                        i + 1 < layers.size() ? layers[i + 1].norm_weight : step.norm_weight);
     }
-    launch_product<kRows>(project_head<kRows>, head, step.rows, stream, step, exchange);
+    launch_product<kRows, 1>(project_head<kRows>, head, step.rows, stream, step, exchange);
   }
 };
 

@@ -20,7 +20,6 @@ __device__ __forceinline__ void expect_bytes(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Without an order beyond the block: one at the cluster's scope is a fence of the whole GPU at each wait and arrival.
 __device__ __forceinline__ void wait_barrier(const uint64_t* barrier, unsigned parity) {
   asm volatile(
       "{\n .reg .pred p;\n"
@@ -35,10 +34,8 @@ __device__ __forceinline__ unsigned of_block(unsigned address, unsigned rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-__device__ __forceinline__ void arrive_at(const uint64_t* barrier, unsigned rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
-                   of_block(shared_address(barrier), rank))
-               : "memory");
+__device__ __forceinline__ void arrive(const uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 // kVisible: what each has written is there for the others then, which takes about a microsecond.
 template <bool kVisible>
@@ -48,11 +45,6 @@ __device__ __forceinline__ void meet_cluster() {
   else
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-}
-__device__ __forceinline__ unsigned rank_in_cluster() {
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
 }
 __device__ __forceinline__ float4 load_of_cluster(unsigned address) {
   float4 v;
@@ -71,16 +63,6 @@ __device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap* map, i
       "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
       : "memory");
 }
-// To the same place of all blocks of the mask.
-__device__ __forceinline__ void copy_tile_to(unsigned to, const CUtensorMap* map, int column, int row,
-                                             uint64_t* barrier, unsigned short mask) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
-      "%3}], [%4], %5;" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask)
-      : "memory");
-}
-
 // Kernels that are launched with leave to begin before their predecessor ends: what it wrote is there after this, and
 // so is what all before it wrote.
 __device__ __forceinline__ void wait_for_predecessor() {
@@ -105,23 +87,28 @@ template <int kColumns>
 __device__ __forceinline__ void multiply_tiles(float (&d)[kColumns / 2], uint64_t a, uint64_t b) {
   static_assert(kColumns == 8 || kColumns == 16 || kColumns == 32 || kColumns == 64);
   if constexpr (kColumns == 8)
-    asm volatile("{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0;}"
-                 : ADDER_D4(d, 0)
-                 : "l"(a), "l"(b));
+    asm volatile(
+        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, "
+        "%5, p, 1, 1, 0, 0;}"
+        : ADDER_D4(d, 0)
+        : "l"(a), "l"(b));
   else if constexpr (kColumns == 16)
     asm volatile(
-        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, 0, 0;}"
+        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, "
+        "%5, %6, %7}, %8, %9, p, 1, 1, 0, 0;}"
         : ADDER_D4(d, 0), ADDER_D4(d, 4)
         : "l"(a), "l"(b));
   else if constexpr (kColumns == 32)
     asm volatile(
-        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, "
+        "%5, %6, %7, %8, %9, %10, %11, %12, "
         "%13, %14, %15}, %16, %17, p, 1, 1, 0, 0;}"
         : ADDER_D16(d, 0)
         : "l"(a), "l"(b));
   else
     asm volatile(
-        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+        "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, "
+        "%5, %6, %7, %8, %9, %10, %11, %12, "
         "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, "
         "p, 1, 1, 0, 0;}"
         : ADDER_D16(d, 0), ADDER_D16(d, 16)
