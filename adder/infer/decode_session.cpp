@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "adder/core/error.h"
+#include "adder/device/device.h"
 #include "adder/infer/evaluation_mode.h"
 #include "adder/infer/recorded_step.h"
 
@@ -81,6 +82,16 @@ torch::Tensor zeros_of_rows(const torch::Tensor& like, int64_t rows) {
   return torch::zeros(shape, like.options());
 }
 
+// All at once: one by one they would be hundreds of kernels of a few microseconds.
+void copy(const LMState& to, const LMState& from) {
+  std::vector<torch::Tensor> targets, sources;
+  for (size_t i = 0; i < to.layers.size(); ++i) {
+    targets.insert(targets.end(), {to.layers[i].conv, to.layers[i].ssm});
+    sources.insert(sources.end(), {from.layers[i].conv, from.layers[i].ssm});
+  }
+  if (!targets.empty()) at::_foreach_copy_(targets, sources);
+}
+
 // A copy that can be written to: other holders of `state` keep theirs.
 LMState writable(const LMState& state, const LMState& like, int64_t rows) {
   if (!state.layers.empty()) return state.clone();
@@ -102,8 +113,10 @@ DecodeState DecodeState::select(const std::vector<int64_t>& rows) const {
 }
 
 DecodeSession::DecodeSession(models::MambaLM model, int64_t piece_tokens)
-    : model_(std::move(model)), piece_tokens_(piece_tokens), device_(model_->parameters().front().device()) {
-  ADDER_CHECK(piece_tokens >= 1, "piece_tokens must be at least 1, got {}", piece_tokens);
+    : model_(std::move(model)), device_(model_->parameters().front().device()) {
+  ADDER_CHECK(piece_tokens >= 0, "piece_tokens must be at least 1, or 0 for a number that suits the device, got {}",
+              piece_tokens);
+  piece_tokens_ = piece_tokens > 0 ? piece_tokens : device_.is_cuda() ? 16384 : 4096;
 }
 
 DecodeSession::~DecodeSession() = default;
@@ -125,10 +138,14 @@ const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_
   DecodeState next = fresh ? DecodeState() : state_;
   next.logits = fresh ? torch::empty({count, vocab_size()}, torch::TensorOptions(device_)) : state_.logits.clone();
   bool ours = false;  // next.lm is shared with no one
+  // Without waiting for what is queued, so that a GPU always has work.
+  const auto on_device = [this](const std::vector<int64_t>& values) {
+    return device::to_device(device::pinned(torch::tensor(values, torch::kLong), device_), device_);
+  };
   for (Cutter cutter(prompts, piece_tokens_); !cutter.done();) {
     const Piece piece = cutter.next();
     if (piece.ids.empty()) continue;
-    const torch::Tensor ids = torch::tensor(piece.ids, torch::kLong).unsqueeze(0).to(device_);
+    const torch::Tensor ids = on_device(piece.ids).unsqueeze(0);
     auto [hidden, after] =
         model_->hidden(ids, narrow(next.lm, piece.first_row, piece.rows()),
                        {.cu_seqlens = torch::tensor(piece.offsets, torch::kLong), .independent = true});
@@ -139,17 +156,11 @@ const torch::Tensor& DecodeSession::prefill(const std::vector<std::vector<int64_
       if (!ours) next.lm = writable(next.lm, after, count);
       ours = true;
       const LMState part = narrow(next.lm, piece.first_row, piece.rows());
-      for (size_t i = 0; i < part.layers.size(); ++i) {
-        part.layers[i].conv.copy_(after.layers[i].conv);
-        part.layers[i].ssm.copy_(after.layers[i].ssm);
-      }
+      copy(part, after);
     }
     if (piece.ends.empty()) continue;
-    const auto index = [this](const std::vector<int64_t>& values) {
-      return torch::tensor(values, torch::kLong).to(device_);
-    };
-    const torch::Tensor last = hidden[0].index_select(0, index(piece.ends));
-    next.logits.index_copy_(0, index(piece.ended_rows), model_->logits(last, true).to(torch::kFloat));
+    const torch::Tensor last = hidden[0].index_select(0, on_device(piece.ends));
+    next.logits.index_copy_(0, on_device(piece.ended_rows), model_->logits(last, true).to(torch::kFloat));
   }
   state_ = std::move(next);
   return state_.logits;

@@ -30,8 +30,9 @@ class DecodeSession {
   DecodeSession(DecodeSession&&) noexcept;
   DecodeSession& operator=(DecodeSession&&) noexcept;
 
-  // At most `piece_tokens` tokens go through the model at once, which bounds its memory.
-  explicit DecodeSession(models::MambaLM model, int64_t piece_tokens = 4096);
+  // At most `piece_tokens` tokens go through the model at once, which bounds its memory; 0: 4,096 on a CPU, 16,384 on a
+  // GPU.
+  explicit DecodeSession(models::MambaLM model, int64_t piece_tokens = 0);
 
   // Feeds row i the tokens prompts[i], in as few passes as piece_tokens allows. A session without rows gets one for
   // each prompt, from the zero state, and each needs a token; else each row goes on from where it is, and stays there

@@ -53,8 +53,9 @@ void GenerateOptions::visit(core::FieldVisitor& v) {
   sampling.visit(v);
   v.field("start_token", start_token, "the token that an empty prompt stands for; -1: an empty prompt is an error",
           {.min = -1});
-  v.field("piece_tokens", piece_tokens, "prompt tokens that go through the model at once, at most",
-          {.min = 1, .max = 1 << 24});
+  v.field("piece_tokens", piece_tokens,
+          "prompt tokens that go through the model at once, at most; 0: 4096, on a GPU 16384",
+          {.min = 0, .max = 1 << 24});
 }
 
 Generation generate(DecodeSession& session, const std::vector<Tokens>& prompts, const GenerateOptions& options,

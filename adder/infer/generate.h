@@ -10,7 +10,7 @@ namespace adder::infer {
 struct GenerateOptions {
   SamplingOptions sampling;
   int64_t start_token = -1;
-  int64_t piece_tokens = 4096;
+  int64_t piece_tokens = 0;
   // What the draws of each row are keyed by; empty: 0, 1, ... On the CPU a row with the same number gives the same
   // tokens in any batch: no sum of its logits depends on the other rows. On a GPU products of other numbers of rows
   // may sum in another order.

@@ -40,7 +40,7 @@ class Step {
 #pragma unroll 1
     for (int i = 0; i < p_.layers; ++i) {
       const DecodeLayer<W>& layer = layers_[i];
-      if (threadIdx.x == 0) tell(progress_, i);
+      if (threadIdx.x == 0) atomicExch(progress_, i);
       norm(i);
       ++round_;
       in_projection(layer);

@@ -12,7 +12,7 @@ class Loader {
   __device__ Loader(const DecodeStep<W>& p, const SharedLayout& l, unsigned char* shared)
       : p_(p),
         layers_(reinterpret_cast<const DecodeLayer<W>*>(shared + l.layers)),
-        progress_(reinterpret_cast<const int*>(shared + l.progress)),
+        progress_(reinterpret_cast<int*>(shared + l.progress)),
         ring_(ring_in(l, shared), static_cast<int>(threadIdx.x - kThreads) / 32),
         shares_(p) {}
 
@@ -34,7 +34,7 @@ class Loader {
   __device__ void prefetch() {
 #pragma unroll 1
     for (int i = 0; i < p_.layers; ++i) {
-      while (told(progress_) < i - 1) __nanosleep(100);
+      while (atomicOr(progress_, 0) < i - 1) __nanosleep(100);
       prefetch(layers_[i]);
     }
   }
@@ -70,7 +70,7 @@ class Loader {
 
   const DecodeStep<W>& p_;
   const DecodeLayer<W>* layers_;
-  const int* progress_;
+  int* progress_;
   RingWriter ring_;
   const Shares shares_;
 };

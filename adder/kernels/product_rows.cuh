@@ -20,22 +20,20 @@ constexpr int kTileOutputs = 64, kTileInner = 64, kHalfOutputs = 32;
 constexpr int kProductThreads = 256, kProductAllThreads = kProductThreads + 32;
 constexpr int kSumPitch = kTileOutputs + 4;
 
-// Tiles wait for their turn in two rings. That of the weights is as long as two blocks a processor allow: weights
-// come from memory, and those of the next kernel while this one is at work.
+// Tiles wait for their turn in a ring, as long as two blocks a processor allow: the weights of the next kernel come
+// while this one is at work.
 template <int kRows>
 struct ProductLayout {
   static constexpr int kWeightBytes = kTileOutputs * kTileInner * 2, kActivationBytes = kRows * kTileInner * 2;
-  static constexpr int kActivations = kRows <= 32 ? 8 : 4, kLeft = 106496 - kActivations * kActivationBytes;
-  static constexpr int kWeights = kLeft / kWeightBytes;
-  static constexpr int kActivationsAt = kWeights * kWeightBytes, kTableBytes = kRows * kSumPitch * 4;
-  static constexpr int kBytes = kActivationsAt + kActivations * kActivationBytes + 1024;  // begins at a multiple of it
-  static_assert(kTableBytes <= kBytes - 1024);
+  static constexpr int kStageBytes = kWeightBytes + kActivationBytes;
+  static constexpr int kStages = 98304 / kStageBytes < 8 ? 98304 / kStageBytes : 8;
+  static constexpr int kBytes = kStages * kStageBytes + 1024;  // the ring begins at a multiple of it
+  static_assert(kRows * kSumPitch * 4 <= kStages * kStageBytes);
 };
 
 template <int kRows>
 struct ProductBarriers {
-  uint64_t weight[ProductLayout<kRows>::kWeights], weight_free[ProductLayout<kRows>::kWeights];
-  uint64_t activation[ProductLayout<kRows>::kActivations], activation_free[ProductLayout<kRows>::kActivations];
+  uint64_t full[ProductLayout<kRows>::kStages], free[ProductLayout<kRows>::kStages];
 };
 
 struct ProductPlace {
@@ -85,47 +83,42 @@ __device__ __forceinline__ void multiply_rows(const Product& p, const ProductPla
     return (from + (at < steps ? at : at - steps)) * kTileInner;
   };
   unsigned char* const tiles = shared + (1024 - shared_address(shared) % 1024) % 1024;
-  const auto weight_at = [&](int i) { return shared_address(tiles) + i % Layout::kWeights * Layout::kWeightBytes; };
-  const auto activations_at = [&](int i) {
-    return shared_address(tiles) + Layout::kActivationsAt + i % Layout::kActivations * Layout::kActivationBytes;
-  };
+  const unsigned stages = keep(shared_address(tiles)), full = keep(shared_address(barriers.full)),
+                 free = keep(shared_address(barriers.free));
+  constexpr int kStages = Layout::kStages;
   if (thread == 0) {
-    for (int i = 0; i < Layout::kWeights; ++i)
-      init_barrier(&barriers.weight[i], 1), init_barrier(&barriers.weight_free[i], kProductThreads / 32);
-    for (int i = 0; i < Layout::kActivations; ++i)
-      init_barrier(&barriers.activation[i], 1), init_barrier(&barriers.activation_free[i], kProductThreads / 32);
+    for (int s = 0; s < kStages; ++s) {
+      init_barrier(full + 8 * s, 1);
+      init_barrier(free + 8 * s, kProductThreads / 32);
+    }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
 
   if (thread >= kProductThreads) {
     if (lane == 0) {
-      const auto copy_weight = [&](int i) {
-        uint64_t* const full = &barriers.weight[i % Layout::kWeights];
-        const int output = place.tile * p.half_step, inner = inner_at(i);
-        expect_bytes(full, Layout::kWeightBytes);
-        copy_tile(weight_at(i), &p.weight, inner, output, full);
-        copy_tile(weight_at(i) + Layout::kWeightBytes / 2, &p.weight, inner, output + p.apart, full);
+      const int output = place.tile * p.half_step;
+      const auto copy_weight = [&](int i, int s) {
+        const unsigned to = stages + s * Layout::kStageBytes;
+        expect_bytes(full + 8 * s, Layout::kStageBytes);
+        copy_tile(to, &p.weight, inner_at(i), output, full + 8 * s);
+        copy_tile(to + Layout::kWeightBytes / 2, &p.weight, inner_at(i), output + p.apart, full + 8 * s);
       };
-      const int ahead = min(Layout::kWeights, steps);
-      for (int i = 0; i < ahead; ++i) copy_weight(i);  // weights do not depend on the predecessor
+      const auto copy_activations = [&](int i, int s) {
+        copy_tile(stages + s * Layout::kStageBytes + Layout::kWeightBytes, &p.activations, inner_at(i), place.first_row,
+                  full + 8 * s);
+      };
+      const int ahead = min(kStages, steps);
+      for (int i = 0; i < ahead; ++i) copy_weight(i, i);  // weights do not depend on the predecessor
       wait_for_predecessor();
       let_successor_begin();
-      for (int i = 0; i < steps; ++i) {
-        uint64_t* const full = &barriers.activation[i % Layout::kActivations];
-        if (i >= Layout::kActivations)
-          wait_barrier(&barriers.activation_free[i % Layout::kActivations], (i / Layout::kActivations - 1) & 1);
-        expect_bytes(full, Layout::kActivationBytes);
-        copy_tile(activations_at(i), &p.activations, inner_at(i), place.first_row, full);
-        const int w = i + ahead - Layout::kActivations;  // that is free when these activations are
-        if (w >= ahead && w < steps) {
-          wait_barrier(&barriers.weight_free[w % Layout::kWeights], (w / Layout::kWeights - 1) & 1);
-          copy_weight(w);
-        }
-      }
-      for (int w = max(ahead, steps + ahead - Layout::kActivations); w < steps; ++w) {
-        wait_barrier(&barriers.weight_free[w % Layout::kWeights], (w / Layout::kWeights - 1) & 1);
-        copy_weight(w);
+      for (int i = 0; i < ahead; ++i) copy_activations(i, i);
+      unsigned parity = 0;
+      for (int i = ahead, s = 0; i < steps; ++i) {
+        wait_barrier(free + 8 * s, parity);
+        copy_weight(i, s);
+        copy_activations(i, s);
+        if (++s == kStages) s = 0, parity ^= 1;
       }
     }
     __syncwarp();
@@ -139,23 +132,27 @@ __device__ __forceinline__ void multiply_rows(const Product& p, const ProductPla
   constexpr int kColumns = kRows / 2;
   const int group = warp / 4;
   float sums[kColumns / 2] = {};
-  const auto release = [&](int i) {
-    if (lane == 0) {
-      arrive(&barriers.weight_free[i % Layout::kWeights]);
-      arrive(&barriers.activation_free[i % Layout::kActivations]);
-    }
-  };
-  for (int i = 0; i < steps; ++i) {
-    wait_barrier(&barriers.weight[i % Layout::kWeights], (i / Layout::kWeights) & 1);
-    wait_barrier(&barriers.activation[i % Layout::kActivations], (i / Layout::kActivations) & 1);
-    begin_products(sums);
+  const unsigned weights = tile_descriptor(stages);
+  const unsigned activations = tile_descriptor(stages + Layout::kWeightBytes + group * kColumns * kTileInner * 2);
+  unsigned parity = 0;
+#pragma unroll 1
+  for (int i = 0; i < steps; i += kStages) {
+    // Unrolled, so that all places but the parity are known: what is found out here is waited for by the products.
 #pragma unroll
-    for (int k = 0; k < kTileInner / 16; ++k)
-      multiply_tiles<kColumns>(sums, tile_descriptor(weight_at(i) + 32 * k),
-                               tile_descriptor(activations_at(i) + group * kColumns * kTileInner * 2 + 32 * k));
-    end_products();
-    wait_products<1>(sums);
-    if (i > 0) release(i - 1);
+    for (int s = 0; s < kStages; ++s) {
+      if (i + s >= steps) break;
+      wait_barrier(full + 8 * s, parity);
+      begin_products(sums);
+#pragma unroll
+      for (int k = 0; k < kTileInner / 16; ++k) {
+        const unsigned further = (s * Layout::kStageBytes + 32 * k) / 16;
+        multiply_tiles<kColumns>(sums, weights + further, activations + further);
+      }
+      end_products();
+      wait_products<1>(sums);
+      if ((s > 0 || i > 0) && lane == 0) arrive(free + 8 * ((s + kStages - 1) % kStages));
+    }
+    parity ^= 1;
   }
   wait_products<0>(sums);
   ready();

@@ -13,18 +13,17 @@
 
 namespace adder::kernels::cuda {
 
-__device__ __forceinline__ void init_barrier(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
+__device__ __forceinline__ void init_barrier(unsigned barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
-__device__ __forceinline__ void expect_bytes(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void expect_bytes(unsigned barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void wait_barrier(const uint64_t* barrier, unsigned parity) {
+__device__ __forceinline__ void wait_barrier(unsigned barrier, unsigned parity) {
   asm volatile(
       "{\n .reg .pred p;\n"
       "again:\n mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      " @!p bra again;\n}" ::"r"(shared_address(barrier)),
+      " @!p bra again;\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }
@@ -34,8 +33,8 @@ __device__ __forceinline__ unsigned of_block(unsigned address, unsigned rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-__device__ __forceinline__ void arrive(const uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+__device__ __forceinline__ void arrive(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // kVisible: what each has written is there for the others then, which takes about a microsecond.
 template <bool kVisible>
@@ -56,11 +55,11 @@ __device__ __forceinline__ float4 load_of_cluster(unsigned address) {
 }
 
 // A tile whose first element is (column, row) of the map; what lies outside the tensor comes as zeros.
-__device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+__device__ __forceinline__ void copy_tile(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           to),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
 // Kernels that are launched with leave to begin before their predecessor ends: what it wrote is there after this, and
@@ -73,10 +72,18 @@ __device__ __forceinline__ void let_successor_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// Rows of 128 bytes, eight of them a pattern in which 16-byte pieces change places, at a multiple of 1,024 bytes.
-__device__ __forceinline__ uint64_t tile_descriptor(unsigned address) {
-  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+// A value that is kept in a register rather than found again at each use.
+__device__ __forceinline__ unsigned keep(unsigned value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
+
+// A tile of rows of 128 bytes, eight of them a pattern in which 16-byte pieces change places, at a multiple of 1,024
+// bytes: the lower half of its descriptor, in units of 16 bytes; the upper half is the same for all.
+__device__ __forceinline__ unsigned tile_descriptor(unsigned address) {
+  return address / 16 | 1u << 16;
+}
+constexpr unsigned kTileDescriptorUpper = 1u << 30 | 64;  // that pattern; 1,024 bytes from eight rows to the next
 
 #define ADDER_D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ADDER_D16(d, i) ADDER_D4(d, i), ADDER_D4(d, i + 4), ADDER_D4(d, i + 8), ADDER_D4(d, i + 12)
@@ -84,8 +91,9 @@ __device__ __forceinline__ uint64_t tile_descriptor(unsigned address) {
 // d (64, kColumns) += a (64, 16) b (kColumns, 16)^T, in bfloat16 and float32. Thread t of the warpgroup has rows
 // t / 32 * 16 + t % 32 / 4 and 8 further, columns 8 i + t % 4 * 2 and the next: d[4 i .. 4 i + 3].
 template <int kColumns>
-__device__ __forceinline__ void multiply_tiles(float (&d)[kColumns / 2], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_tiles(float (&d)[kColumns / 2], unsigned a_tile, unsigned b_tile) {
   static_assert(kColumns == 8 || kColumns == 16 || kColumns == 32 || kColumns == 64);
+  const uint64_t a = uint64_t{kTileDescriptorUpper} << 32 | a_tile, b = uint64_t{kTileDescriptorUpper} << 32 | b_tile;
   if constexpr (kColumns == 8)
     asm volatile(
         "{.reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, "

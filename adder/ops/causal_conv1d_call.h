@@ -10,16 +10,17 @@
 // From the operators' tensors to kernels and back, for any device.
 namespace adder::ops {
 
-// Owns what the views of a call point into.
-template <typename T>
+// Owns what the views of a call point into. Kernels: the kernels of one device, as static functions.
+template <typename T, typename Kernels>
 struct ConvCall {
   using R = kernels::Accumulator<T>;
   kernels::CausalConv1dInputs<T> inputs;
-  at::Tensor kept_window, kept_cu_seqlens;
+  at::Tensor kept_window, kept_offsets;
 
   explicit ConvCall(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
     kernels::CausalConv1dInputs<T>& p = inputs;
-    p.layout = sequence_layout(x, mask, cu_seqlens, reverse, kept_cu_seqlens);
+    if (present(cu_seqlens)) kept_offsets = Kernels::offsets(cu_seqlens->contiguous(), x.device());
+    p.layout = sequence_layout(x, mask, kept_offsets, reverse);
     p.channels = x.size(2);
     p.width = weight.size(1);
     p.activation = conv_activation_of(activation);
@@ -34,7 +35,6 @@ struct ConvCall {
   }
 };
 
-// Kernels: the kernels of one device, as static functions.
 template <typename Kernels>
 ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   const int64_t sequences = check_causal_conv1d(ADDER_CAUSAL_CONV1D_NAMES).expect_int();
@@ -42,7 +42,7 @@ ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   const at::Tensor y = at::empty(x.sizes(), x.options());
   const at::Tensor final_window = at::empty({sequences, weight.size(1) - 1, x.size(2)}, weight.options());
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
-    const ConvCall<T> call(ADDER_CAUSAL_CONV1D_NAMES);
+    const ConvCall<T, Kernels> call(ADDER_CAUSAL_CONV1D_NAMES);
     kernels::CausalConv1dForward<T> p;
     static_cast<kernels::CausalConv1dInputs<T>&>(p) = call.inputs;
     p.y = view3<T>(y);
@@ -65,7 +65,7 @@ ConvBackwardResult conv_backward(const at::Tensor& dy, const std::optional<at::T
                    dinitial_window = like_or_empty(initial_window);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using R = kernels::Accumulator<T>;
-    const ConvCall<T> call(ADDER_CAUSAL_CONV1D_NAMES);
+    const ConvCall<T, Kernels> call(ADDER_CAUSAL_CONV1D_NAMES);
     kernels::CausalConv1dBackward<T> p;
     static_cast<kernels::CausalConv1dInputs<T>&>(p) = call.inputs;
     p.dy = view3<const T>(dy);

@@ -9,6 +9,7 @@ namespace adder::ops {
 namespace {
 
 struct CudaConv {
+  static at::Tensor offsets(const at::Tensor& cu_seqlens, at::Device device) { return copy_of_few(cu_seqlens, device); }
   template <typename T>
   static void forward(const kernels::CausalConv1dForward<T>& p) {
     kernels::cuda::causal_conv1d_forward(p, current_stream());

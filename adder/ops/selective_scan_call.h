@@ -10,16 +10,17 @@
 // From the operators' tensors to kernels and back, for any device.
 namespace adder::ops {
 
-// Owns what the views of a call point into.
-template <typename T>
+// Owns what the views of a call point into. Kernels: the kernels of one device, as static functions.
+template <typename T, typename Kernels>
 struct ScanCall {
   using R = kernels::Accumulator<T>;
   kernels::SelectiveScanInputs<T> inputs;
-  at::Tensor kept_A, kept_B, kept_C, kept_state, kept_cu_seqlens;
+  at::Tensor kept_A, kept_B, kept_C, kept_state, kept_offsets;
 
   explicit ScanCall(ADDER_SELECTIVE_SCAN_ARGUMENTS) {
     kernels::SelectiveScanInputs<T>& p = inputs;
-    p.layout = sequence_layout(u, mask, cu_seqlens, reverse, kept_cu_seqlens);
+    if (present(cu_seqlens)) kept_offsets = Kernels::offsets(cu_seqlens->contiguous(), u.device());
+    p.layout = sequence_layout(u, mask, kept_offsets, reverse);
     p.channels = u.size(2);
     p.state = A.size(1);
     p.discretization = discretization_of(discretization);
@@ -56,7 +57,6 @@ struct ScanCall {
   }
 };
 
-// Kernels: the kernels of one device, as static functions.
 template <typename Kernels>
 ScanForwardResult scan_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
   const int64_t sequences = check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES).expect_int();
@@ -66,7 +66,7 @@ ScanForwardResult scan_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
   at::Tensor border = at::empty({0}, u.options().dtype(accumulator_type(u.scalar_type())));
   dispatch_floating(u.scalar_type(), [&]<typename T>() {
     using R = kernels::Accumulator<T>;
-    const ScanCall<T> call(ADDER_SELECTIVE_SCAN_NAMES);
+    const ScanCall<T, Kernels> call(ADDER_SELECTIVE_SCAN_NAMES);
     kernels::SelectiveScanForward<T> p;
     static_cast<kernels::SelectiveScanInputs<T>&>(p) = call.inputs;
     p.y = view3<T>(y);
@@ -98,7 +98,7 @@ ScanBackwardResult scan_backward(const at::Tensor& dy, const OptionalTensor& dfi
                    dinitial = like_or_empty(initial_state);
   dispatch_floating(u.scalar_type(), [&]<typename T>() {
     using R = kernels::Accumulator<T>;
-    const ScanCall<T> call(ADDER_SELECTIVE_SCAN_NAMES);
+    const ScanCall<T, Kernels> call(ADDER_SELECTIVE_SCAN_NAMES);
     kernels::SelectiveScanBackward<T> p;
     static_cast<kernels::SelectiveScanInputs<T>&>(p) = call.inputs;
     const int64_t borders = kernels::selective_scan_border_size(sequences, u.size(1), present(cu_seqlens), p.channels,

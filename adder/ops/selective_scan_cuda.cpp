@@ -9,6 +9,7 @@ namespace adder::ops {
 namespace {
 
 struct CudaScan {
+  static at::Tensor offsets(const at::Tensor& cu_seqlens, at::Device device) { return copy_of_few(cu_seqlens, device); }
   template <typename T>
   static int64_t forward_workspace_bytes(const kernels::SelectiveScanForward<T>& p) {
     return kernels::cuda::selective_scan_forward_workspace_bytes(p);

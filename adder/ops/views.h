@@ -53,19 +53,18 @@ kernels::View4<T> view4(const at::Tensor& t) {
   return {numbers<T>(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// `kept` holds the contiguous cu_seqlens that the layout points into, on the input's device.
+// `offsets`: the contiguous cu_seqlens on the input's device, which the layout points into; undefined where there are
+// none.
 inline kernels::SequenceLayout sequence_layout(const at::Tensor& input, const std::optional<at::Tensor>& mask,
-                                               const std::optional<at::Tensor>& cu_seqlens, bool reverse,
-                                               at::Tensor& kept) {
+                                               const at::Tensor& offsets, bool reverse) {
   kernels::SequenceLayout layout;
   layout.batch = layout.sequences = input.size(0);
   layout.length = input.size(1);
   layout.reverse = reverse;
   if (mask.has_value() && mask->defined()) layout.mask = view2<const bool>(*mask);
-  if (cu_seqlens.has_value() && cu_seqlens->defined()) {
-    kept = cu_seqlens->contiguous().to(input.device());
-    layout.sequences = kept.size(0) - 1;
-    layout.cu_seqlens = kept.const_data_ptr<int64_t>();
+  if (offsets.defined()) {
+    layout.sequences = offsets.size(0) - 1;
+    layout.cu_seqlens = offsets.const_data_ptr<int64_t>();
   }
   return layout;
 }

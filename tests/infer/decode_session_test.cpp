@@ -190,7 +190,7 @@ TEST(DecodeSession, LogitsAreFloat32ForNarrowActivations) {
 
 TEST(DecodeSession, Errors) {
   auto model = tiny_model();
-  EXPECT_THAT(error_of([&] { DecodeSession(model, 0); }), HasSubstr("piece_tokens must be at least 1, got 0"));
+  EXPECT_THAT(error_of([&] { DecodeSession(model, -1); }), HasSubstr("piece_tokens must be at least 1, or 0"));
   DecodeSession session(model);
   EXPECT_THAT(error_of([&] { session.prefill({{1}, {2, 3, 37}}); }),
               HasSubstr("token 37 at position 2 of row 1 is outside the vocabulary [0, 37)"));
