@@ -34,6 +34,13 @@ void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string
   for (auto& [to, from] : copies) to.copy_(from);
 }
 
+void load_weights(MambaLMImpl& model, const std::filesystem::path& path) {
+  const weights::FoundCheckpoint chosen = weights::resolve_checkpoint(path, weights::Which::kLatest);
+  for (const std::string& reason : chosen.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
+  load_parameters(model, chosen.checkpoint.tensors(kModelFile, weights::Access::kMapped),
+                  chosen.checkpoint.path().string());
+}
+
 LoadedModel load_model(const std::filesystem::path& path, bool best) {
   const weights::FoundCheckpoint chosen =
       weights::resolve_checkpoint(path, best ? weights::Which::kBest : weights::Which::kLatest);

@@ -14,6 +14,10 @@ inline constexpr const char* kModelFile = "model.safetensors";
 void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
                      const std::string& where);
 
+// The weights of a checkpoint folder, or of a run folder's newest checkpoint that is whole, into a model of the same
+// shape; what is damaged is told on stderr.
+void load_weights(MambaLMImpl& model, const std::filesystem::path& path);
+
 struct LoadedModel {
   MambaLM model{nullptr};
   nlohmann::ordered_json state;      // of the checkpoint: step, config, ...

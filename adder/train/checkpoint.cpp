@@ -23,14 +23,13 @@ void check_same(const nlohmann::ordered_json& saved, const nlohmann::ordered_jso
   for (const auto& [key, value] : now.items()) {
     const std::string name = prefix.empty() ? key : prefix + "." + key;
     if (prefix == "train" && may_change(key)) continue;
-    const auto found = saved.find(key);
-    ADDER_CHECK(found != saved.end(), "the checkpoint's configuration has no key '{}'", name);
+    const nlohmann::ordered_json& before = saved[key];
     if (value.is_object())
-      check_same(*found, value, name);
+      check_same(before, value, name);
     else
-      ADDER_CHECK(*found == value,
+      ADDER_CHECK(before == value,
                   "a run is continued with the configuration that it began with: {} was {}, now it is {}", name,
-                  found->dump(), value.dump());
+                  before.dump(), value.dump());
   }
 }
 
@@ -65,7 +64,9 @@ RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& conf
   const nlohmann::ordered_json& saved = folder.state();
   for (const char* key : {"step", "tokens", "data", "config"})
     ADDER_CHECK(saved.contains(key), "{}: its state has no '{}'", folder.path().string(), key);
-  check_same(saved["config"], core::to_json(config), "");
+  RunConfig before;  // with the defaults of keys that are newer than the checkpoint
+  core::from_json(before, saved["config"], folder.path().string() + ": config");
+  check_same(core::to_json(before), core::to_json(config), "");
   models::load_parameters(model, folder.tensors(models::kModelFile), folder.path().string());
   const weights::NamedTensors training = folder.tensors(kTrainingFile);
   optimizer.load_state(training);

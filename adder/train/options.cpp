@@ -25,6 +25,7 @@ void OptimizerOptions::visit(core::FieldVisitor& v) {
 
 void TrainOptions::visit(core::FieldVisitor& v) {
   v.field("out", out, "folder of the run: config, metrics, checkpoints");
+  v.field("init_from", init_from, "run or checkpoint whose weights a new run begins with; empty: random ones");
   v.field("seed", seed, "seed of the initialisation, the data and dropout", {.min = 0});
   v.field("steps", steps, "optimizer steps", {.min = 0});
   v.field("batch", batch, "rows of a batch", {.min = 1, .max = 1 << 24});

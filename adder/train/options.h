@@ -25,6 +25,7 @@ struct OptimizerOptions {
 
 struct TrainOptions {
   std::string out = "runs/run";
+  std::string init_from;
   int64_t seed = 0;
   int64_t steps = 1000;
   int64_t batch = 8;

@@ -14,6 +14,7 @@
 #include "adder/core/options_io.h"
 #include "adder/data/prefetcher.h"
 #include "adder/device/device.h"
+#include "adder/models/load.h"
 #include "adder/train/checkpoint.h"
 #include "adder/train/device_step.h"
 #include "adder/train/metrics.h"
@@ -41,6 +42,7 @@ class Run {
     model_ = models::MambaLM(config.model);
     if (options_.precision == "bfloat16") model_->set_activation_type(torch::kBFloat16);
     model_->set_recompute(nn::parse_recompute(options_.recompute));
+    if (!options_.init_from.empty() && !resume) models::load_weights(*model_, options_.init_from);
     model_->to(device_);
     optimizer_.emplace(*model_, options_.optimizer);
     if (device_.is_cuda())
@@ -340,6 +342,7 @@ class Run {
     const auto latest = weights::latest_checkpoint(folder_);
     if (!latest) {
       fmt::print(stderr, "{}: no checkpoint yet, starting from step 0\n", folder_.string());
+      if (!options_.init_from.empty()) models::load_weights(*model_, options_.init_from);
       return;
     }
     for (const std::string& reason : latest->damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);

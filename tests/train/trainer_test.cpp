@@ -20,6 +20,7 @@
 namespace adder::tests {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 using torch::Tensor;
@@ -293,6 +294,36 @@ TEST_F(Trainer, DevicesAgreeAndARunMovesBetweenThem) {
     for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], expected[i], 1e-4) << i;
     EXPECT_LT(distance(model_of(c), model_of(on_cpu)), 1e-3);
   }
+}
+
+TEST_F(Trainer, BeginsWithTheWeightsOfAnotherRun) {
+  for_each_device([&] {
+    const RunConfig first = config("first");
+    train::train(first, false, {});
+    RunConfig still = config("still");
+    still.train.init_from = first.train.out;
+    still.train.seed = first.train.seed + 1;
+    still.train.optimizer.lr = 1e-30;
+    train::train(still, false, {});
+    EXPECT_LT(distance(model_of(still), model_of(first)), 1e-20);
+    // Going on with a run is not beginning it again.
+    RunConfig parts = config("parts"), whole = config("whole");
+    parts.train.init_from = whole.train.init_from = first.train.out;
+    train::train(parts, false, stop_after(3));
+    train::train(parts, true, {});
+    train::train(whole, false, {});
+    EXPECT_EQ(weights_of(parts), weights_of(whole));
+    EXPECT_GT(distance(model_of(parts), model_of(first)), 1e-3);
+
+    RunConfig other = config("other");
+    other.train.init_from = first.train.out;
+    other.model.d_model *= 2;
+    EXPECT_THAT([&] { train::train(other, false, {}); },
+                ThrowsMessage<Error>(AllOf(HasSubstr("do not fit the model"), HasSubstr("must have shape"))));
+    EXPECT_FALSE(fs::exists(other.train.out));
+    other.train.init_from = (folder_ / "nothing").string();
+    EXPECT_THAT([&] { train::train(other, false, {}); }, ThrowsMessage<Error>(HasSubstr("nothing")));
+  });
 }
 
 TEST_F(Trainer, RefusesAnotherConfiguration) {
