@@ -50,6 +50,8 @@ train --d-model 1024 --n-layer 48 --batch 16 --length 2048 --dtype bfloat16
 train --d-model 2048 --n-layer 48 --batch 8 --length 2048 --dtype bfloat16
 decode --prompt 2048 --tokens 128 --dtype bfloat16
 decode --d-model 2048 --n-layer 48 --prompt 2048 --tokens 128 --dtype bfloat16
+decode --d-model 2560 --n-layer 64 --prompt 2048 --tokens 128 --dtype bfloat16
+decode --d-model 2048 --n-layer 48 --batch 128 --prompt 2048 --tokens 128 --dtype bfloat16
 CASES
 } >"$report.new"
 mv "$report.new" "$report"

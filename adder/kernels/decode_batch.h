@@ -12,7 +12,7 @@ bool decode_batch_fits(const DecodeShape& shape);
 int64_t decode_batch_workspace_bytes(const DecodeShape& shape);
 
 // A step as decode_step does it, but that the caller chooses the tokens. `layers` (step.layers) is in host memory;
-// step.layer is not used. The workspace may hold anything. The same bits each time, for any number of rows.
+// step.layer is not used. The workspace may hold anything. The same bits each time.
 class DecodeBatch {
  public:
   DecodeBatch(const DecodeStep<bfloat16>& step, const DecodeLayer<bfloat16>* layers);
