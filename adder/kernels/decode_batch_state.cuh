@@ -3,6 +3,7 @@
 #include "adder/kernels/cuda_launch.cuh"
 #include "adder/kernels/cuda_vectors.cuh"
 #include "adder/kernels/decode_step.h"
+#include "adder/kernels/mma.cuh"
 #include "adder/kernels/wgmma.cuh"
 
 // dt_proj, softplus, the recurrence and the gate of many rows. A block walks through groups of rows of its channels,
@@ -26,15 +27,6 @@ struct BatchState {
 // Groups in shared memory at once: two blocks share a processor.
 template <int kStates>
 constexpr int kStateStages = kStates <= 16 ? 3 : 1;
-
-__device__ __forceinline__ void multiply_16x8(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                              unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 template <int kStates>
 __global__ void __launch_bounds__(kStateThreads, 2) advance_batch(const __grid_constant__ BatchState p) {

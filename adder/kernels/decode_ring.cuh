@@ -2,6 +2,7 @@
 
 #include "adder/kernels/async_copy.cuh"
 #include "adder/kernels/cuda_numbers.cuh"
+#include "adder/kernels/mma.cuh"
 
 // Rows of weights on their way through shared memory: some warps of a block copy them into a ring, in the order in
 // which the others use them, as far ahead as the ring reaches.
@@ -235,17 +236,9 @@ struct TileProduct<bfloat16> {
       if (kBlock * (warp + step * kWarps) >= columns) break;
       const auto a = load_shared<uint4>(upper + step * kStride), b = load_shared<uint4>(lower + step * kStride);
       const uint4 c = row < rows ? load_shared<uint4>(x + step * kStride) : uint4{0, 0, 0, 0};
-      multiply(sum[0], a.x, b.x, a.y, b.y, c.x, c.y);
-      multiply(sum[1], a.z, b.z, a.w, b.w, c.z, c.w);
+      multiply_16x8(sum[0], a.x, b.x, a.y, b.y, c.x, c.y);
+      multiply_16x8(sum[1], a.z, b.z, a.w, b.w, c.z, c.w);
     }
-  }
-  static __device__ __forceinline__ void multiply(float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                                  unsigned b0, unsigned b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
   // To (rows, 16).
   __device__ __forceinline__ void store(float* to, int rows, int lane) const {

@@ -65,7 +65,7 @@ std::vector<Case> configurations() {
   const auto set = [&](const std::string& assignment, const std::vector<std::string>& messages) {
     rows.push_back({assignment.substr(0, 40), kTrain + "--set " + assignment, messages});
   };
-  set("train.machine=cuda", {"unknown key 'train.machine'; the keys of [train] are: out, seed"});
+  set("train.machine=cuda", {"unknown key 'train.machine'; the keys of [train] are: out, init_from"});
   set("train.device=gpu", {"device must be \"cpu\", \"cuda\" or \"cuda:<number>\", got \"gpu\""});
   set("train.precision=float8",
       {"train.precision must be float32 or bfloat16, got the string \"float8\"; did you mean \"float32\"?"});
