@@ -176,6 +176,8 @@ std::vector<std::pair<std::string, ScanShape>> cases() {
   usual("lasting", lasting);
   usual("lasting_reverse_mask", [&](auto& s) { lasting(s), s.reverse = s.mask = true; });
   usual("lasting_no_initial_state", [&](auto& s) { lasting(s), s.initial = s.gate = false; });
+  // Parts through which states grow here and fade there.
+  usual("lasting_negative", [&](auto& s) { lasting(s), s.negative = true; });
   usual("lasting_groups", [&](auto& s) { lasting(s), s.G = 2; });
   usual("lasting_packed", [&](auto& s) {
     lasting(s);
