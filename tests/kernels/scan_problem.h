@@ -21,7 +21,7 @@ struct ScanShape {
   bool initial = true, mask = false, reverse = false, strided = false;
   std::vector<int64_t> cu_seqlens;  // not empty: packed, B = 1
   double delta_scale = 1;
-  bool negative = false;  // delta below zero too, without softplus
+  bool negative = false;  // every fifth delta below zero, without softplus
   int64_t before_B = 0;   // values in front of a row of B and of C, as where they share it with delta's projection
 
   int64_t sequences() const { return cu_seqlens.empty() ? B : static_cast<int64_t>(cu_seqlens.size()) - 1; }
@@ -59,8 +59,10 @@ class ScanProblem {
     bias = values<R, float>(s.D, 0.5);
     initial = values<R, float>(S * s.D * s.N * parts, 1);
     dfinal = values<R, float>(S * s.D * s.N * parts, 1);
-    if (!s.softplus && !s.negative)
+    if (!s.softplus)
       for (T& x : delta) x = positive(x);
+    if (s.negative)
+      for (size_t i = 0; i < delta.size(); i += 5) delta[i] = kernels::from_float<T>(-kernels::to_float(delta[i]));
     cu_seqlens.assign(s.cu_seqlens.begin(), s.cu_seqlens.end());
     mask.resize(rows);
     for (int64_t i = 0; i < rows; ++i) mask[i] = random_() % 4 != 0;
