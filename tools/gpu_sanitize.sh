@@ -17,7 +17,7 @@ run() { # program, filter, [cached]: graphs whose kernels take memory of their o
     [ "$tool" = memcheck ] && options=(--leak-check no)
     if env "${environment[@]}" timeout 300 compute-sanitizer --tool "$tool" "${options[@]}" --error-exitcode 9 "$tests/test_$1" --gtest_filter="$2" >"$log" 2>&1
     then echo "$tool $1${3:+ $3}: clean, $(grep -c '\[       OK' "$log") tests"
-    else failed=1; echo "$tool $1: FAILED, see $log"; grep -m 3 -A 6 '========= [A-Z]' "$log" | sed 's/^/    /'; fi
+    else failed=1; echo "$tool $1${3:+ $3}: FAILED, see $log"; grep -m 3 -A 6 '========= [A-Z]' "$log" | sed 's/^/    /'; fi
   done
 }
 run kernels_selective_scan '*Float32/usual_N16_L33:*BFloat16/usual_N8_packed:*Float32/usual_N16_L600:*Float32/complex_zoh:*BFloat16/usual_N16_mask:*Float16/usual_N16_base:*Float64/base:*BFloat16/usual_N16_L1:*Float32/usual_N16_L3:*BFloat16/usual_N8_L7:*BFloat16/usual_N16_few_mask:*BFloat16/usual_N16_B_after_2'

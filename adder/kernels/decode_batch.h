@@ -7,7 +7,7 @@
 // One token of each of many sequences through a whole language model, as a few kernels a layer.
 namespace adder::kernels::cuda {
 
-// Whether the current device can run a step of this shape with bfloat16 weights: compute capability 9.0, 8 < rows.
+// Whether the current device can run a step of this shape with bfloat16 weights, on compute capability 9.0.
 bool decode_batch_fits(const DecodeShape& shape);
 int64_t decode_batch_workspace_bytes(const DecodeShape& shape);
 

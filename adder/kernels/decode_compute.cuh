@@ -126,9 +126,7 @@ class Step {
   __device__ __forceinline__ int pitch(int columns) const { return columns + 64 / static_cast<int>(sizeof(W)); }
 
   __device__ __forceinline__ const W* embedding_of(int row) const {
-    const int64_t token = p_.tokens[row];
-    // Whoever chose it says where there was none to choose.
-    return p_.embedding + (token >= 0 && token < p_.vocab ? token : 0) * p_.d_model;
+    return p_.embedding + token_or_first(p_.tokens[row], p_.vocab) * p_.d_model;
   }
 
   // Activations: the residual stream times the norm's weight; sums of squares, by which the products are scaled later.

@@ -67,8 +67,7 @@ struct Ring {
 };
 
 __device__ inline void prepare(const Ring& ring) {
-  for (int i = 0; i < kMostPieces; ++i)
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&ring.state->full[i])), "n"(kCopiers));
+  for (int i = 0; i < kMostPieces; ++i) init_barrier(shared_address(&ring.state->full[i]), kCopiers);
   for (int& count : ring.state->given_back) count = 0;
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies report to the barriers as initialised here
@@ -139,8 +138,7 @@ class RingWriter {  // one for each of the loading warps
   __device__ __forceinline__ void copy(const unsigned char* from, int64_t stride, int bytes, int count, unsigned full,
                                        const To& to_row) const {
 #if __CUDA_ARCH__ >= 900
-    if (warp_ == 0 && lane_ == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full), "r"(count * bytes) : "memory");
+    if (warp_ == 0 && lane_ == 0) expect_bytes(full, count * bytes);
     __syncwarp();
     for (int row = kLoadWarps * lane_ + warp_; row < count; row += kLoadWarps * 32)
       asm volatile(

@@ -20,6 +20,10 @@ constexpr int kTileOutputs = 64, kTileInner = 64, kHalfOutputs = 32;
 constexpr int kProductThreads = 256, kProductAllThreads = kProductThreads + 32;
 constexpr int kSumPitch = kTileOutputs + 4;
 
+__host__ __device__ constexpr int tiles_of(int outputs, int each = kTileOutputs) {
+  return (outputs + each - 1) / each;
+}
+
 // Tiles wait for their turn in a ring, as long as two blocks a processor allow: the weights of the next kernel come
 // while this one is at work.
 template <int kRows>

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "adder/core/error.h"
+#include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/models/load.h"
 
@@ -57,6 +58,21 @@ Snapshot::Snapshot(const RunConfig& config, const models::MambaLMImpl& model, co
 
 void Snapshot::write(const std::filesystem::path& folder) const {
   weights::write_checkpoint_folder(folder, {{{models::kModelFile, model_}, {kTrainingFile, training_}}, state_});
+}
+
+void CheckpointWriter::write(std::shared_ptr<const Snapshot> snapshot, const std::filesystem::path& path,
+                             int64_t step) {
+  writing_ = std::async(std::launch::async, [snapshot = std::move(snapshot), path, step, run = run_, keep = keep_] {
+    snapshot->write(path);
+    auto numbered = weights::list_checkpoints(run);
+    std::erase_if(numbered, [step](const auto& c) { return c.step > step; });
+    for (size_t i = 0; i + static_cast<size_t>(keep) < numbered.size(); ++i)
+      core::remove_folder_atomically(numbered[i].path);
+  });
+}
+
+void CheckpointWriter::finish() {
+  if (writing_.valid()) writing_.get();
 }
 
 RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& config, models::MambaLMImpl& model,

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <filesystem>
+#include <future>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "adder/train/adamw.h"
@@ -28,6 +30,24 @@ class Snapshot {
  private:
   nlohmann::ordered_json state_;
   weights::NamedTensors model_, training_;
+};
+
+// Writes a run's checkpoints on a thread of its own, one at a time.
+class CheckpointWriter {
+ public:
+  // Of the numbered checkpoints in `run` the last `keep` stay.
+  CheckpointWriter(std::filesystem::path run, int64_t keep) : run_(std::move(run)), keep_(keep) {}
+
+  // After finish(). Numbered checkpoints of later steps than `step` are damaged ones, as the run was resumed before
+  // them, and do not count.
+  void write(std::shared_ptr<const Snapshot> snapshot, const std::filesystem::path& path, int64_t step);
+  // Waits for what is being written; throws what went wrong with it.
+  void finish();
+
+ private:
+  std::filesystem::path run_;
+  int64_t keep_;
+  std::future<void> writing_;
 };
 
 // Loads a checkpoint into a model and optimizer made from `config`. Another model, task or optimizer than the

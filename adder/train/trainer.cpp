@@ -7,7 +7,6 @@
 #include <cmath>
 #include <deque>
 #include <filesystem>
-#include <future>
 
 #include "adder/core/error.h"
 #include "adder/core/files.h"
@@ -42,7 +41,7 @@ class Run {
     model_ = models::MambaLM(config.model);
     if (options_.precision == "bfloat16") model_->set_activation_type(torch::kBFloat16);
     model_->set_recompute(nn::parse_recompute(options_.recompute));
-    if (!options_.init_from.empty() && !resume) models::load_weights(*model_, options_.init_from);
+    if (!resume) begin_with_weights();
     model_->to(device_);
     optimizer_.emplace(*model_, options_.optimizer);
     if (device_.is_cuda())
@@ -137,7 +136,7 @@ class Run {
       if (evaluated_step_ != state_.step) evaluate();
       save();
     }
-    finish_writing();
+    writer_.finish();
     progress_->interrupt();
     result_.steps = state_.step;
     result_.tokens_per_second = result_.seconds > 0 ? static_cast<double>(tokens_here_) / result_.seconds : 0;
@@ -255,7 +254,7 @@ class Run {
     const std::string where = first_nonfinite(*model_, batch, before);
     if (step_generator_.defined()) generator().set_state(step_generator_);
     save();
-    finish_writing();
+    writer_.finish();
     fail(
         "training stopped in step {}: the {} is {}; first not finite: {}. The weights of the step before are saved in "
         "{}",
@@ -298,13 +297,13 @@ class Run {
     }
     if (state_.step == first_step_) return;
     try {
-      finish_writing();
+      writer_.finish();
     } catch (...) {
     }
     try {
       if (step_generator_.defined()) generator().set_state(step_generator_);
       save();
-      finish_writing();
+      writer_.finish();
     } catch (...) {
     }
   }
@@ -315,34 +314,26 @@ class Run {
   at::Generator device_generator() const { return at::Generator(at::globalContext().defaultGenerator(device_)); }
   static at::Generator generator() { return at::Generator(at::detail::getDefaultCPUGenerator()); }
 
-  // Copies everything now and writes on a thread of its own; one write at a time.
+  // Copies everything now, and goes on while it is written.
   void write(const fs::path& path) {
-    finish_writing();
+    writer_.finish();
     state_.generator = generator().get_state();
     if (device_step_) {
       state_.device_generator = device_generator().get_state();
       if (carries_state()) state_.carried = device_step_->carried();
     }
-    auto snapshot = std::make_shared<const Snapshot>(config_, *model_, *optimizer_, state_);
-    writing_ = std::async(std::launch::async, [snapshot, path, folder = folder_, keep = options_.keep_checkpoints,
-                                               step = state_.step] {
-      snapshot->write(path);
-      auto numbered = weights::list_checkpoints(folder);
-      std::erase_if(numbered, [step](const auto& c) { return c.step > step; });  // damaged: the run was resumed before
-      for (size_t i = 0; i + static_cast<size_t>(keep) < numbered.size(); ++i)
-        core::remove_folder_atomically(numbered[i].path);
-    });
+    writer_.write(std::make_shared<const Snapshot>(config_, *model_, *optimizer_, state_), path, state_.step);
   }
 
-  void finish_writing() {
-    if (writing_.valid()) writing_.get();
+  void begin_with_weights() {
+    if (!options_.init_from.empty()) models::load_weights(*model_, options_.init_from);
   }
 
   void restore() {
     const auto latest = weights::latest_checkpoint(folder_);
     if (!latest) {
       fmt::print(stderr, "{}: no checkpoint yet, starting from step 0\n", folder_.string());
-      if (!options_.init_from.empty()) models::load_weights(*model_, options_.init_from);
+      begin_with_weights();
       return;
     }
     for (const std::string& reason : latest->damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
@@ -375,7 +366,7 @@ class Run {
   double logged_loss_ = 0, log_seconds_ = 0;
   int64_t logged_steps_ = 0;
   int64_t first_step_ = 0, tokens_here_ = 0, evaluated_step_ = -1, saved_step_ = -1;
-  std::future<void> writing_;
+  CheckpointWriter writer_{folder_, options_.keep_checkpoints};
 };
 
 }  // namespace

@@ -314,6 +314,11 @@ TEST_F(Trainer, BeginsWithTheWeightsOfAnotherRun) {
     train::train(whole, false, {});
     EXPECT_EQ(weights_of(parts), weights_of(whole));
     EXPECT_GT(distance(model_of(parts), model_of(first)), 1e-3);
+    // A run that is continued before its first checkpoint begins as if it were new.
+    RunConfig early = config("early");
+    early.train.init_from = first.train.out;
+    train::train(early, true, {});
+    EXPECT_EQ(weights_of(early), weights_of(whole));
 
     RunConfig other = config("other");
     other.train.init_from = first.train.out;
