@@ -40,6 +40,7 @@ int run(int argc, char** argv) {
   add_train_command(app);
   add_eval_command(app);
   add_generate_command(app);
+  add_convert_command(app);
   add_bench_command(app);
   add_plot_command(app);
   add_doctor_command(app);

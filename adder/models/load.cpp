@@ -6,7 +6,9 @@
 
 #include "adder/core/error.h"
 #include "adder/core/options_io.h"
+#include "adder/models/published.h"
 #include "adder/weights/checkpoint_folder.h"
+#include "adder/weights/published_folder.h"
 
 namespace adder::models {
 
@@ -35,6 +37,10 @@ void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string
 }
 
 void load_weights(MambaLMImpl& model, const std::filesystem::path& path) {
+  if (weights::is_published_folder(path)) {
+    const LoadedModel published = load_published(path);
+    return load_parameters(model, published.model->named_parameters().pairs(), path.string());
+  }
   const weights::FoundCheckpoint chosen = weights::resolve_checkpoint(path, weights::Which::kLatest);
   for (const std::string& reason : chosen.damaged) fmt::print(stderr, "skipping a damaged checkpoint: {}\n", reason);
   load_parameters(model, chosen.checkpoint.tensors(kModelFile, weights::Access::kMapped),
@@ -42,6 +48,7 @@ void load_weights(MambaLMImpl& model, const std::filesystem::path& path) {
 }
 
 LoadedModel load_model(const std::filesystem::path& path, bool best) {
+  if (weights::is_published_folder(path)) return load_published(path);
   const weights::FoundCheckpoint chosen =
       weights::resolve_checkpoint(path, best ? weights::Which::kBest : weights::Which::kLatest);
   const weights::CheckpointFolder& folder = chosen.checkpoint;

@@ -14,19 +14,20 @@ inline constexpr const char* kModelFile = "model.safetensors";
 void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
                      const std::string& where);
 
-// The weights of a checkpoint folder, or of a run folder's newest checkpoint that is whole, into a model of the same
-// shape; what is damaged is told on stderr.
+// The weights of a checkpoint folder, of a run folder's newest checkpoint that is whole, or of a published folder, into
+// a model of the same shape; what is damaged is told on stderr.
 void load_weights(MambaLMImpl& model, const std::filesystem::path& path);
 
 struct LoadedModel {
   MambaLM model{nullptr};
-  nlohmann::ordered_json state;      // of the checkpoint: step, config, ...
-  std::filesystem::path path;        // the checkpoint that was taken
-  std::vector<std::string> damaged;  // why newer ones were not
+  nlohmann::ordered_json state;              // of the checkpoint: step, config, ...
+  std::filesystem::path path;                // the checkpoint that was taken
+  std::vector<std::string> damaged;          // why newer ones were not
+  torch::ScalarType stored = torch::kFloat;  // the embedding's type in the file
 };
 
-// A checkpoint folder, or a run folder, of which `best` takes the best checkpoint and otherwise the newest that is
-// whole.
+// A checkpoint folder, a run folder, of which `best` takes the best checkpoint and otherwise the newest that is whole,
+// or a folder as others publish it (models/published.h).
 LoadedModel load_model(const std::filesystem::path& path, bool best = false);
 
 }  // namespace adder::models

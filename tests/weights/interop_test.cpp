@@ -1,54 +1,22 @@
 // Agreement with the `safetensors` Python package, both ways: its Python runs as a child.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <torch/torch.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <sstream>
 #include <string>
 
 #include "adder/core/error.h"
 #include "adder/weights/safetensors.h"
+#include "tests/python_child.h"
 
 namespace adder::weights {
 namespace {
 namespace fs = std::filesystem;
 
-const std::string kPython = std::string(ADDER_SOURCE_DIR) + "/.venv/bin/python";
-
-class Interop : public testing::Test {
+class Interop : public tests::PythonTest {
  protected:
-  void SetUp() override {
-    if (!fs::exists(kPython)) GTEST_SKIP() << "no Python at .venv/bin/python";
-    std::string name = testing::TempDir() + "adder_interop_XXXXXX";
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder_ = name;
-    if (python("import safetensors, numpy").first != 0) GTEST_SKIP() << "that Python has no safetensors or numpy";
-  }
-  void TearDown() override {
-    if (!folder_.empty()) fs::remove_all(folder_);
-  }
-
-  // Runs a script in the test's folder; its exit status and output.
-  std::pair<int, std::string> python(const std::string& script) const {
-    core::write_file_atomically(folder_ / "script.py", script);
-    const std::string command = "cd '" + folder_.string() + "' && '" + kPython + "' script.py 2>&1";
-    FILE* pipe = ::popen(command.c_str(), "r");
-    if (!pipe) return {-1, "cannot start a shell"};
-    std::string output;
-    char buffer[4096];
-    while (const size_t count = std::fread(buffer, 1, sizeof(buffer), pipe)) output.append(buffer, count);
-    const int status = ::pclose(pipe);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output};
-  }
-
-  std::string read(const std::string& name) const {
-    const core::MappedFile file(folder_ / name);
-    return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-  }
-
-  fs::path folder_;
+  void SetUp() override { prepare("safetensors, numpy"); }
 };
 
 // The package reads our file, says what it found, and writes it again: to the same bytes.
