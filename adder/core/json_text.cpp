@@ -29,33 +29,45 @@ std::string json_error_reason(const std::exception& error) {
   return std::string(reason.substr(0, kShown));
 }
 
-nlohmann::ordered_json parse_json(std::string_view text, const std::string& path) {
-  using Event = nlohmann::ordered_json::parse_event_t;
+namespace {
+
+template <typename Json>
+Json parse(std::string_view text, const std::string& path) {
+  using Event = typename Json::parse_event_t;
   check_no_zero_byte(text, path + ":", 0);
   const char* reached = text.data();
   const auto bad = [&](const std::string& reason) {
     fail("{}: is not valid JSON before byte {}: {}", path, reached - text.data(), reason);
   };
   std::vector<std::set<std::string>> names;  // of the objects that are open
-  const auto check = [&](int depth, Event event, nlohmann::ordered_json& parsed) {
+  const auto check = [&](int depth, Event event, Json& parsed) {
     if ((event == Event::object_start || event == Event::array_start) && depth >= kMaxJsonDepth) {
       bad(fmt::format("nested more than {} deep", kMaxJsonDepth));
     }
     if (event == Event::object_start) names.emplace_back();
     if (event == Event::object_end) names.pop_back();
     if (event == Event::key) {
-      const auto& name = parsed.get_ref<const std::string&>();
+      const auto& name = parsed.template get_ref<const std::string&>();
       if (!names.back().insert(name).second) bad(fmt::format("key {} appears twice", quote_for_message(name)));
     }
     return true;
   };
   try {
-    return nlohmann::ordered_json::parse(JsonIterator(text.data(), &reached),
-                                         JsonIterator(text.data() + text.size(), &reached), check);
-  } catch (const nlohmann::ordered_json::exception& error) {
+    return Json::parse(JsonIterator(text.data(), &reached), JsonIterator(text.data() + text.size(), &reached), check);
+  } catch (const typename Json::exception& error) {
     bad(json_error_reason(error));
   }
   return {};
+}
+
+}  // namespace
+
+nlohmann::ordered_json parse_json(std::string_view text, const std::string& path) {
+  return parse<nlohmann::ordered_json>(text, path);
+}
+
+nlohmann::json parse_json_sorted(std::string_view text, const std::string& path) {
+  return parse<nlohmann::json>(text, path);
 }
 
 }  // namespace adder::core
