@@ -83,7 +83,12 @@ struct Tokenizer::Content {
       ids.emplace(parts.contents[id], static_cast<int64_t>(id));
     }
     special.resize(parts.contents.size());
-    for (const AddedToken& token : parts.added_tokens) special[static_cast<size_t>(token.id)] = token.special;
+    for (const AddedToken& token : parts.added_tokens) {
+      const auto id = static_cast<size_t>(token.id);
+      special[id] = token.special;
+      std::string storage;  // what is found in normalized text is decoded to that
+      if (token.normalized && parts.nfc) bytes[id] = bytes_of_token(to_nfc(token.content, storage));
+    }
   }
 
   bool has(int64_t id) const {
