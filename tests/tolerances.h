@@ -21,6 +21,9 @@ inline constexpr Tolerance kFloat64Backward{1e-11, 1e-12};
 inline constexpr Tolerance kBFloat16{5e-3, 1e-5};
 inline constexpr Tolerance kFloat16{6e-4, 1e-5};
 
+// Logits of a whole model in float32 against another program's, by the largest.
+inline constexpr double kPeerLogits = 1e-4;
+
 inline bool near(double got, double expected, double scale, Tolerance tolerance) {
   if (std::isnan(expected) || std::isnan(got)) return std::isnan(expected) && std::isnan(got);
   if (std::isinf(expected) || std::isinf(got)) return got == expected;

@@ -32,7 +32,7 @@ class Model:
         self.size = api.llama_vocab_n_tokens(self.vocabulary)
         options = api.llama_context_default_params()
         options.n_ctx = options.n_batch = context
-        options.n_threads = options.n_threads_batch = 2
+        options.n_threads = options.n_threads_batch = 1  # more would wait for a busy machine
         self.context = api.llama_init_from_model(self.model, options)
         if not self.context:
             sys.exit(f"llama.cpp can not make a context for {path}")
