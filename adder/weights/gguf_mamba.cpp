@@ -15,8 +15,10 @@
 namespace adder::weights {
 namespace {
 
-// llama.cpp's default for the length of a context, where models have no limit.
+// That of llama.cpp's converter: the model itself has no limit.
 constexpr uint32_t kContextLength = 1 << 20;
+// llama.cpp's limit.
+constexpr int64_t kMaxLayers = 512;
 
 void check_options(const GgufMamba& m, at::ScalarType type, const std::string& path) {
   const auto refuse = [&](bool unless, const std::string& what, const auto& got) {
@@ -38,6 +40,8 @@ void check_options(const GgufMamba& m, at::ScalarType type, const std::string& p
   for (const auto& [what, value] : {std::pair("d_model", m.d_model), std::pair("n_layer", m.n_layer),
                                     std::pair("vocab_size", m.vocab_size), std::pair("d_state", m.d_state)})
     ADDER_CHECK(value >= 1 && value <= INT32_MAX, "{}: {} must be from 1 to {}, got {}", path, what, INT32_MAX, value);
+  ADDER_CHECK(m.n_layer <= kMaxLayers, "{}: llama.cpp's mamba has at most {} layers; got {}", path, kMaxLayers,
+              m.n_layer);
   ADDER_CHECK(std::isfinite(m.norm_eps) && m.norm_eps >= 0, "{}: norm_eps must be a number >= 0, got {}", path,
               m.norm_eps);
   ADDER_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16,

@@ -5,11 +5,11 @@
 #include <sys/wait.h>
 #include <torch/torch.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <limits>
 #include <string>
 
 #include "adder/core/error.h"
@@ -265,7 +265,6 @@ TEST_F(Gguf, BrokenTensors) {
   EXPECT_THAT(one(tensor_entry("", {8}, 0, 0)), HasSubstr("its name must have 1 to 64 bytes, got 0"));
   EXPECT_THAT(error_of(pad(start(2, 0) + tensor_entry("w", {8}, 0, 0) + tensor_entry("w", {8}, 0, 32))),
               HasSubstr("tensor \"w\" appears twice"));
-  EXPECT_THAT([&] { GgufFile(path_); }, testing::Throws<Error>());
   write_gguf_file(path_, {}, {{"w", at::ones({1})}});
   EXPECT_THAT([&] { GgufFile(path_).tensor("b"); },
               testing::ThrowsMessage<Error>(path_.string() + ": has no tensor \"b\" (it has 1 tensors)"));
@@ -292,7 +291,8 @@ TEST_F(Gguf, EveryChangedByteAndEveryLengthIsRefusedOrReadWithinBounds) {
   EXPECT_EQ(error_of(good), "no error");
   const size_t last_padding = 32 - 10;
   for (size_t length = 0; length < good.size(); ++length) {
-    if (length != good.size() - last_padding) EXPECT_NE(error_of(good.substr(0, length)), "no error") << length;
+    const bool whole = length == good.size() - last_padding;
+    EXPECT_EQ(error_of(good.substr(0, length)) == "no error", whole) << length;
   }
   for (size_t at = 0; at < good.size(); ++at) {
     for (int bits = 1; bits < 256; bits = bits < 16 ? bits + 1 : bits * 2 + 1) {

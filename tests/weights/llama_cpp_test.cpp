@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <torch/torch.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
