@@ -33,12 +33,12 @@ void check_options(const GgufMamba& m, at::ScalarType type, const std::string& p
   refuse(m.selective_B, "a B that depends on the input", "selective_B = false");
   refuse(m.selective_C, "a C that depends on the input", "selective_C = false");
   refuse(m.d_inner == 2 * m.d_model, "expand 2 only", fmt::format("d_inner {} with d_model {}", m.d_inner, m.d_model));
-  refuse(m.d_conv >= 2, "a convolution of width 2 or more", m.d_conv);
   if (m.inner_norm && !m.accept_norm_eps_inside)
     refuse(m.inner_norm_eps == m.norm_eps, "one epsilon for all norms",
            fmt::format("norm_eps {} with inner_norm_eps {}", m.norm_eps, m.inner_norm_eps));
-  for (const auto& [what, value] : {std::pair("d_model", m.d_model), std::pair("n_layer", m.n_layer),
-                                    std::pair("vocab_size", m.vocab_size), std::pair("d_state", m.d_state)})
+  for (const auto& [what, value] :
+       {std::pair("d_model", m.d_model), std::pair("n_layer", m.n_layer), std::pair("vocab_size", m.vocab_size),
+        std::pair("d_conv", m.d_conv), std::pair("d_state", m.d_state)})
     ADDER_CHECK(value >= 1 && value <= INT32_MAX, "{}: {} must be from 1 to {}, got {}", path, what, INT32_MAX, value);
   ADDER_CHECK(m.n_layer <= kMaxLayers, "{}: llama.cpp's mamba has at most {} layers; got {}", path, kMaxLayers,
               m.n_layer);

@@ -161,7 +161,7 @@ TEST_F(GgufMambaFile, WhatLlamaCppHasNotIsRefusedByName) {
   EXPECT_THAT(error_of([](GgufMamba& m) { m.selective_C = false; }), HasSubstr("selective_C = false"));
   EXPECT_THAT(error_of([](GgufMamba& m) { m.dt_rank = 0; }), HasSubstr("a delta that depends on the input"));
   EXPECT_THAT(error_of([](GgufMamba& m) { m.d_inner = 4; }), HasSubstr("expand 2 only; got d_inner 4 with d_model 4"));
-  EXPECT_THAT(error_of([](GgufMamba& m) { m.d_conv = 1; }), HasSubstr("a convolution of width 2 or more; got 1"));
+  EXPECT_THAT(error_of([](GgufMamba& m) { m.d_conv = 0; }), HasSubstr("d_conv must be from 1 to"));
   EXPECT_THAT(error_of([](GgufMamba& m) { m.n_layer = 513; }), HasSubstr("at most 512 layers; got 513"));
   EXPECT_THAT(error_of([](GgufMamba& m) { m.vocab_size = 0; }), HasSubstr("vocab_size must be from 1 to"));
   EXPECT_THAT(error_of([](GgufMamba& m) { m.norm_eps = NAN; }), HasSubstr("norm_eps must be a number >= 0"));

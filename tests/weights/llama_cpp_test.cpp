@@ -195,9 +195,10 @@ TEST_F(LlamaCpp, OtherSizesRunAlike) {
   check_model(lively_model(o));
 }
 
-TEST_F(LlamaCpp, ASingleStateRunsAlike) {
+TEST_F(LlamaCpp, ASingleStateAndNoConvolutionRunAlike) {
   models::MambaLMOptions o = small_options();
   o.mixer.d_state = 1;
+  o.mixer.d_conv = 1;
   check_model(lively_model(o));
 }
 
