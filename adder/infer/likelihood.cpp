@@ -28,8 +28,8 @@ void check_requests(const std::vector<LikelihoodRequest>& requests, int64_t voca
                 "likelihoods: request {} must have a context and a continuation of at least one token", i);
     for (const auto* tokens : {&requests[i].context, &requests[i].continuation})
       for (const int64_t token : *tokens)
-        ADDER_CHECK(token >= 0 && token < vocab, "likelihoods: request {}: tokens must lie in [0, {}), got {}", i, vocab,
-                    token);
+        ADDER_CHECK(token >= 0 && token < vocab, "likelihoods: request {}: tokens must lie in [0, {}), got {}", i,
+                    vocab, token);
   }
 }
 
