@@ -42,7 +42,7 @@ struct PickleValue {
 // those globals that it is told of; all else is an error that names it and the byte position. A value may be reached
 // many times and may contain itself. Strings are views of the bytes (globals, of `globals`), which must live as long.
 //
-// A pickle of n bytes takes at most 300 n bytes of memory and O(n log n) time.
+// A pickle of n bytes takes at most 200 n bytes of memory and O(n log n) time.
 class Pickle {
  public:
   // Reads the pickle that `bytes` begin with; they begin at byte `start` of the file. Errors begin with `path`.

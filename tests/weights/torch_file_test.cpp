@@ -7,12 +7,12 @@
 #include <sys/wait.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 
 #include "adder/core/error.h"
 #include "adder/weights/safetensors.h"
+#include "tests/data/temporary_folder.h"
 
 namespace adder::weights {
 namespace {
@@ -307,9 +307,7 @@ TEST_F(TorchFileTest, EveryChangedByteAndEveryLengthIsRefusedOrReadWithinBounds)
 }
 
 TEST(TorchFile, APublishedCheckpointEqualsItsSafetensors) {
-  const char* data = std::getenv("ADDER_DATA");
-  const fs::path folder =
-      (data ? fs::path(data) : fs::path(ADDER_SOURCE_DIR) / ".." / "shared" / "data") / "weights" / "cryptomamba";
+  const fs::path folder = data::shared_data("weights/cryptomamba");
   if (!fs::exists(folder / "cmamba_v.ckpt")) GTEST_SKIP() << "no cmamba_v.ckpt in " << folder;
   const TorchFile ours(folder / "cmamba_v.ckpt");
   const SafetensorsFile theirs(folder / "cmamba_v.safetensors");

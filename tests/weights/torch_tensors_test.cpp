@@ -10,6 +10,7 @@
 #include <string>
 
 #include "adder/core/error.h"
+#include "adder/weights/stored_zip.h"
 #include "adder/weights/torch_file.h"
 #include "tests/weights/torch_fixture.h"
 
@@ -277,6 +278,15 @@ TEST_F(TorchTensors, EveryChangedByteAndEveryLengthIsRefusedOrReadWithinBounds) 
   const std::string legacy = kLegacyStart + object + pickled("]" + text_op("0") + "a") + raw(int64_t{8}) + data;
   int64_t refused = 0, read = 0;
   const auto attempt = [&](const std::string& contents) {
+    // From a buffer without slack first, where a sanitizer sees every byte read beyond it.
+    const std::vector<char> exact(contents.begin(), contents.end());
+    try {
+      const StoredZip zip(std::as_bytes(std::span(exact)), "x.pt");
+      for (const char* name : {"a/data.pkl", "a/byteorder", "a/data/0"}) {
+        if (zip.contains(name)) crc_agrees({zip.entry(name).data, 0, 1});
+      }
+    } catch (const Error&) {
+    }
     const std::string error = error_of([&] {
       const TorchFile file = open_bytes(contents);
       for (const std::string& name : file.names()) {
