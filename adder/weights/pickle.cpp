@@ -375,35 +375,12 @@ Pickle::Pickle(std::span<const std::byte> bytes, std::span<const std::string_vie
 }
 
 const char* kind_name(PickleValue::Kind kind) {
-  switch (kind) {
-    case Kind::kNone:
-      return "None";
-    case Kind::kBool:
-      return "a bool";
-    case Kind::kInt:
-      return "an integer";
-    case Kind::kBigInt:
-      return "an integer beyond 64 bits";
-    case Kind::kFloat:
-      return "a float";
-    case Kind::kText:
-      return "a string";
-    case Kind::kBytes:
-      return "bytes";
-    case Kind::kTuple:
-      return "a tuple";
-    case Kind::kList:
-      return "a list";
-    case Kind::kDict:
-      return "a dict";
-    case Kind::kGlobal:
-      return "a class or function";
-    case Kind::kCall:
-      return "an object";
-    case Kind::kPersistent:
-      return "a storage";
-  }
-  return "?";
+  constexpr std::array kNames = {
+      "None",    "a bool", "an integer", "an integer beyond 64 bits", "a float",   "a string",  "bytes",
+      "a tuple", "a list", "a dict",     "a class or function",       "an object", "a storage",
+  };
+  static_assert(kNames.size() == static_cast<size_t>(Kind::kPersistent) + 1);
+  return kNames[static_cast<size_t>(kind)];
 }
 
 }  // namespace adder::weights
