@@ -38,8 +38,8 @@ class Node {
   Node member(const std::string& key) const {
     if (!json_.is_object()) bad("must be an object");
     const auto found = json_.find(key);
-    ADDER_CHECK(found != json_.end(), "{}: key \"{}\" is missing", where_, key);
-    return Node(*found, where_ + (where_.ends_with(':') ? " " : ".") + key);
+    ADDER_CHECK(found != json_.end(), "{}key \"{}\" is missing", prefix(": "), key);
+    return Node(*found, prefix(".") + key);
   }
   bool has(const std::string& key) const { return json_.is_object() && json_.contains(key); }
   Node element(size_t i) const { return Node(json_[i], fmt::format("{}[{}]", where_, i)); }
@@ -47,8 +47,8 @@ class Node {
   void allow_keys(std::initializer_list<std::string_view> known) const {
     if (!json_.is_object()) bad("must be an object");
     for (const auto& [key, value] : json_.items()) {
-      ADDER_CHECK(std::find(known.begin(), known.end(), key) != known.end(), "{}: key {} is not supported, it holds {}",
-                  where_, quote_for_message(key), shown(value));
+      ADDER_CHECK(std::find(known.begin(), known.end(), key) != known.end(), "{}key {} is not supported, it holds {}",
+                  prefix(": "), quote_for_message(key), shown(value));
     }
   }
   bool boolean() const {
@@ -71,6 +71,9 @@ class Node {
   std::string type() const { return is_null() ? "" : member("type").text(); }
 
  private:
+  // The file's own name ends in a colon.
+  std::string prefix(const char* joint) const { return where_ + (where_.ends_with(':') ? " " : joint); }
+
   const Json& json_;
   std::string where_;
 };
