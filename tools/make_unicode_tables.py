@@ -2,7 +2,7 @@
 """Writes adder/data/unicode_tables.cpp, so that words and normalization are those of Hugging Face `tokenizers` 0.23.
 
 That package takes letters, numbers and word characters from Unicode 16 (its regular expressions) and NFC from Unicode 9
-(its crate unicode-normalization-alignments); tools/compare_tokenizers.py compares every code point. Run it with
+(its crate unicode-normalization-alignments); tests/data/tokenizer_peer_test.cpp compares every code point. Run it with
 
     pip install unicodedata2==16.0.0 && tools/make_unicode_tables.py
 

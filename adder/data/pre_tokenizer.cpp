@@ -34,6 +34,11 @@ inline Step step_at(std::string_view text, size_t at) {
 
 inline size_t run_end(std::string_view text, size_t at, CodePointKind kind) {
   while (at < text.size()) {
+    if (const auto byte = static_cast<uint8_t>(text[at]); byte < 0x80) {
+      if (kAsciiKinds[byte] != kind) break;
+      ++at;
+      continue;
+    }
     const Step step = step_at(text, at);
     if (step.kind != kind) break;
     at += step.length;

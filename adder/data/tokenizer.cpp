@@ -113,15 +113,14 @@ void Tokenizer::Content::encode_word(std::string_view word, size_t room, Workspa
                                      std::vector<int64_t>& out) const {
   if (word.size() > WordCache::kMaxBytes) return bpe.encode(word, workspace.scratch, out);
   const WordCache::Key key(word, room);
-  WordCache::Entry& entry = workspace.cache.at(key);
-  if (WordCache::holds(entry, key)) {
-    out.insert(out.end(), entry.ids.begin(), entry.ids.begin() + entry.count);
+  if (const WordCache::Entry* entry = workspace.cache.find(key)) {
+    for (uint8_t i = 0; i < entry->count; ++i) out.push_back(entry->ids[i]);
     return;
   }
   const size_t before = out.size();
   bpe.encode(word, workspace.scratch, out);
   const size_t count = out.size() - before;
-  if (count <= WordCache::kMaxTokens) WordCache::put(entry, key, out.data() + before, count);
+  if (count <= WordCache::kMaxTokens) workspace.cache.put(key, out.data() + before, count);
 }
 
 void Tokenizer::Content::encode_plain(std::string_view text, Workspace& workspace, std::vector<int64_t>& out) const {
