@@ -120,7 +120,7 @@ std::vector<GgufTensor> mapped_tensors(const GgufMamba& m, at::ScalarType type, 
     add(to + "ssm_dt.weight", parts.take(mixer + "dt_proj.weight", {m.d_inner, m.dt_rank}), type);
     add(to + "ssm_dt.bias", parts.take(mixer + "dt_proj.bias", {m.d_inner}), at::kFloat);
     const at::Tensor A_log = parts.take(mixer + "A_log", {m.d_inner, m.d_state});
-    add(to + "ssm_a", A_log.to(at::kFloat).exp().neg(), at::kFloat);
+    add(to + "ssm_a", A_log.to(at::kCPU, at::kFloat).exp().neg(), at::kFloat);
     add(to + "ssm_d", parts.take(mixer + "D", {m.d_inner}), at::kFloat);
     add(to + "ssm_out.weight", parts.take(mixer + "out_proj.weight", {m.d_model, m.d_inner}), type);
   }

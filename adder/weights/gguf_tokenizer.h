@@ -19,7 +19,7 @@ struct GgufTokenizer {
   std::vector<std::string> tokens;  // by id; bytes as tokenizer.json's characters, added tokens as their plain text
   std::vector<TokenType> types;     // of each token
   std::vector<std::string> merges;  // "left right", the first one first
-  // Without them llama.cpp takes token 11 for the begin and end of a text, as in GPT-2's small test vocabulary.
+  // Without them llama.cpp takes token 11 for begin and end of a text.
   std::optional<int64_t> bos, eos, unknown;
   bool add_bos = false;
 };
