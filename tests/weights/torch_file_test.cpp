@@ -260,8 +260,10 @@ save({"a": a}, "sumless")
 
 // The sums of an archive tell every change of a tensor or of the pickle; the older form has none.
 TEST_F(TorchFileTest, EveryChangedByteAndEveryLengthIsRefusedOrReadWithinBounds) {
-  save(
-      R"(save(collections.OrderedDict(w=a, t=a.t(), m=torch.tensor([True, False]), p=torch.nn.Parameter(a[0])), "good"))");
+  save(R"(
+tensors = collections.OrderedDict(w=a, t=a.t(), m=torch.tensor([True, False]), p=torch.nn.Parameter(a[0]))
+save(tensors, "good")
+)");
   const fs::path path = folder_ / "changed";
   int64_t tried = 0, refused = 0;
   const auto attempt = [&](const std::string& contents) -> std::string {
