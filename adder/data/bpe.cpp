@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "adder/core/error.h"
+
 namespace adder::data {
 namespace {
 
@@ -55,6 +57,8 @@ void Bpe::encode_short(std::string_view word, std::vector<int64_t>& out) const {
 void Bpe::encode_long(std::string_view word, Scratch& scratch, std::vector<int64_t>& out) const {
   auto& symbols = scratch.symbols_;
   auto& heap = scratch.heap_;
+  ADDER_CHECK(word.size() <= std::numeric_limits<int32_t>::max(), "a word must have less than 2 GiB, got {} bytes",
+              word.size());
   const auto size = static_cast<int32_t>(word.size());
   symbols.resize(word.size());
   heap.clear();

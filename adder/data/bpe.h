@@ -36,7 +36,7 @@ class Bpe {
   // pair twice.
   Bpe(const std::array<int32_t, 256>& byte_ids, const std::vector<Rule>& rules);
 
-  // Appends the word's tokens; the word has fewer than 2^31 bytes.
+  // Appends the tokens of a word, all of whose bytes have one.
   void encode(std::string_view word, Scratch& scratch, std::vector<int64_t>& out) const;
 
  private:

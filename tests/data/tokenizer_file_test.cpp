@@ -201,12 +201,13 @@ TEST(TokenizerFile, NoFlippedByteBreaksIt) {
   const TemporaryFolder folder;
   const std::string text = small_tokenizer({"a b", "ab c"}, {{{"content", "  "}, {"normalized", true}}}).dump();
   const auto path = folder / "tokenizer.json";
+  constexpr std::string_view kBytes = "\"[]{},:0129eaful\\n \xc3";
   uint32_t state = 1;
   for (int round = 0; round < 600; ++round) {
     std::string damaged = text;
     for (int i = 0; i <= round % 3; ++i) {
       state = state * 1664525 + 1013904223;
-      damaged[(state >> 4) % damaged.size()] = "\"[]{},:0129eaful\\n \xc3"[state >> 27 & 15];
+      damaged[(state >> 4) % damaged.size()] = kBytes[(state >> 8) % kBytes.size()];
     }
     if (round % 10 == 0) damaged.resize((state >> 8) % damaged.size());
     if (damaged.empty()) continue;
