@@ -44,6 +44,10 @@ class Node {
   bool has(const std::string& key) const { return json_.is_object() && json_.contains(key); }
   Node element(size_t i) const { return Node(json_[i], fmt::format("{}[{}]", where_, i)); }
 
+  Node token(const std::string& content, const Json& value) const {
+    return Node(value, fmt::format("{}[{}]", where_, quote_for_message(content)));
+  }
+
   void allow_keys(std::initializer_list<std::string_view> known) const {
     if (!json_.is_object()) bad("must be an object");
     for (const auto& [key, value] : json_.items()) {
@@ -78,18 +82,16 @@ class Node {
   std::string where_;
 };
 
-constexpr const char* kByteLevelKeys[] = {"type", "add_prefix_space", "trim_offsets", "use_regex"};
-
 // trim_offsets changes where a token is said to lie, not which one it is.
 void check_byte_level(const Node& node) {
-  node.allow_keys({kByteLevelKeys[0], kByteLevelKeys[1], kByteLevelKeys[2], kByteLevelKeys[3]});
-  for (const char* key : kByteLevelKeys)
-    if (key != kByteLevelKeys[0] && node.has(key)) node.member(key).boolean();
+  node.allow_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
+  for (const char* key : {"add_prefix_space", "trim_offsets", "use_regex"})
+    if (node.has(key)) node.member(key).boolean();
 }
 
 bool reads_nfc(const Node& node) {
+  if (node.is_null()) return false;
   const std::string type = node.type();
-  if (type.empty()) return false;
   if (type == "NFC") {
     node.allow_keys({"type"});
     return true;
@@ -159,19 +161,20 @@ using IdOf = std::unordered_map<std::string_view, int32_t>;
 IdOf read_vocabulary(const Node& vocabulary, TokenizerParts& parts) {
   if (!vocabulary.json().is_object() || vocabulary.json().empty()) vocabulary.bad("must be an object with tokens");
   const size_t size = vocabulary.json().size();
-  ADDER_CHECK(size < (size_t{1} << 30), "the vocabulary must have fewer than 2^30 tokens, got {}", size);
+  if (size >= size_t{1} << 30) vocabulary.bad("must have fewer than 2^30 tokens");
   parts.contents.resize(size);
   IdOf ids;
   ids.reserve(size);
-  for (const auto& [content, json] : vocabulary.json().items()) {
-    const Node entry = vocabulary.member(content);
-    const uint64_t id = entry.integer_below(size);
-    if (id == size) entry.bad(fmt::format("must be an id from 0 to {}", size - 1));
+  for (auto entry = vocabulary.json().begin(); entry != vocabulary.json().end(); ++entry) {
+    const std::string& content = entry.key();
+    const Node node = vocabulary.token(content, entry.value());
+    const uint64_t id = node.integer_below(size);
+    if (id == size) node.bad(fmt::format("must be an id from 0 to {}", size - 1));
     if (content.empty()) vocabulary.bad("must have no empty token");
     if (!parts.contents[id].empty())
-      entry.bad(fmt::format("must have an id of its own, as {} has it", quote_for_message(parts.contents[id])));
+      node.bad(fmt::format("must have an id of its own, as {} has it", quote_for_message(parts.contents[id])));
     parts.contents[id] = content;
-    ids.emplace(vocabulary.json().find(content).key(), static_cast<int32_t>(id));
+    ids.emplace(content, static_cast<int32_t>(id));
   }
   return ids;
 }

@@ -10,7 +10,6 @@ namespace adder::data {
 namespace {
 
 using nlohmann::json;
-using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
@@ -77,6 +76,7 @@ TEST(TokenizerFile, UnsupportedKeysAreNamedWithWhatTheyHold) {
             R"(normalizer must be null, NFC or a Sequence of these, got {"type":"NFKC"})");
   EXPECT_EQ(error_after("/normalizer", {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}}),
             R"(normalizer.normalizers[0] must be null, NFC or a Sequence of these, got {"type":"Lowercase"})");
+  EXPECT_THAT(error_after("/normalizer", {{"type", ""}}), StartsWith("normalizer must be null, NFC or"));
   EXPECT_EQ(error_after("/normalizer", "NFC"), R"(normalizer must be an object, got "NFC")");
   EXPECT_EQ(error_after("/pre_tokenizer", nullptr),
             "pre_tokenizer must be a ByteLevel or a Sequence of a Split and a ByteLevel, got null");
@@ -129,14 +129,14 @@ TEST(TokenizerFile, SplitsMustBeGpt2s) {
 
 TEST(TokenizerFile, VocabularyMustBeWhole) {
   EXPECT_EQ(error_after("/model/vocab/abc", 257),
-            "model.vocab.abc must have an id of its own, as \"ab\" has it, got 257");
-  EXPECT_EQ(error_after("/model/vocab/ab", 260), "model.vocab.ab must be an id from 0 to 258, got 260");
-  EXPECT_EQ(error_after("/model/vocab/ab", -1), "model.vocab.ab must be an id from 0 to 258, got -1");
-  EXPECT_EQ(error_after("/model/vocab/ab", 1.5), "model.vocab.ab must be an id from 0 to 258, got 1.5");
+            R"(model.vocab["abc"] must have an id of its own, as \)" ab\" has it, got 257");
+  EXPECT_EQ(error_after("/model/vocab/ab", 260), R"(model.vocab["ab"] must be an id from 0 to 258, got 260)");
+  EXPECT_EQ(error_after("/model/vocab/ab", -1), R"(model.vocab["ab"] must be an id from 0 to 258, got -1)");
+  EXPECT_EQ(error_after("/model/vocab/ab", 1.5), R"(model.vocab["ab"] must be an id from 0 to 258, got 1.5)");
   EXPECT_EQ(error_after("/model/vocab/ab", 18446744073709551615u),
-            "model.vocab.ab must be an id from 0 to 258, got 18446744073709551615");
-  EXPECT_EQ(error_after("/model/vocab/ab", "1"), "model.vocab.ab must be an id from 0 to 258, got \"1\"");
-  EXPECT_EQ(error_after("/model/vocab/new", 300), "model.vocab.new must be an id from 0 to 259, got 300");
+            R"(model.vocab["ab"] must be an id from 0 to 258, got 18446744073709551615)");
+  EXPECT_EQ(error_after("/model/vocab/ab", "1"), R"(model.vocab["ab"] must be an id from 0 to 258, got \)" 1\"");
+  EXPECT_EQ(error_after("/model/vocab/new", 300), R"(model.vocab["new"] must be an id from 0 to 259, got 300)");
   EXPECT_THAT(error_after("/model/vocab/", 259), StartsWith("model.vocab must have no empty token, got "));
   EXPECT_EQ(error_after("/model/vocab", json::array()), "model.vocab must be an object with tokens, got []");
   EXPECT_EQ(error_after("/model/vocab", json::object()), "model.vocab must be an object with tokens, got {}");

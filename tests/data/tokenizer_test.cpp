@@ -66,7 +66,7 @@ TEST(Tokenizer, LongWordsAreMergedAsShortOnes) {
   const Tokenizer whole = load(whole_document);
   uint32_t state = 1;
   for (int round = 0; round < 300; ++round) {
-    std::string word, row;
+    std::string word;
     for (int i = 0; i < 10 + round / 10; ++i) word += (state = state * 1664525 + 1013904223) >> 24 & 1 ? 'a' : 'b';
     const std::string alone = tokens(split, word);
     EXPECT_EQ(tokens(split, word), alone);
