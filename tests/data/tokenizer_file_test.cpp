@@ -129,13 +129,13 @@ TEST(TokenizerFile, SplitsMustBeGpt2s) {
 
 TEST(TokenizerFile, VocabularyMustBeWhole) {
   EXPECT_EQ(error_after("/model/vocab/abc", 257),
-            R"(model.vocab["abc"] must have an id of its own, as \)" ab\" has it, got 257");
+            R"(model.vocab["abc"] must have an id of its own, as "ab" has it, got 257)");
   EXPECT_EQ(error_after("/model/vocab/ab", 260), R"(model.vocab["ab"] must be an id from 0 to 258, got 260)");
   EXPECT_EQ(error_after("/model/vocab/ab", -1), R"(model.vocab["ab"] must be an id from 0 to 258, got -1)");
   EXPECT_EQ(error_after("/model/vocab/ab", 1.5), R"(model.vocab["ab"] must be an id from 0 to 258, got 1.5)");
   EXPECT_EQ(error_after("/model/vocab/ab", 18446744073709551615u),
             R"(model.vocab["ab"] must be an id from 0 to 258, got 18446744073709551615)");
-  EXPECT_EQ(error_after("/model/vocab/ab", "1"), R"(model.vocab["ab"] must be an id from 0 to 258, got \)" 1\"");
+  EXPECT_EQ(error_after("/model/vocab/ab", "1"), R"(model.vocab["ab"] must be an id from 0 to 258, got "1")");
   EXPECT_EQ(error_after("/model/vocab/new", 300), R"(model.vocab["new"] must be an id from 0 to 259, got 300)");
   EXPECT_THAT(error_after("/model/vocab/", 259), StartsWith("model.vocab must have no empty token, got "));
   EXPECT_EQ(error_after("/model/vocab", json::array()), "model.vocab must be an object with tokens, got []");
