@@ -2,7 +2,6 @@
 
 #include <bitset>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>

@@ -26,12 +26,15 @@ class Workspaces {
  public:
   std::unique_ptr<Workspace> take() {
     const std::lock_guard lock(mutex_);
-    if (free_.empty()) return std::make_unique<Workspace>();
+    if (free_.empty()) {
+      free_.reserve(++made_);  // so that giving one back cannot fail
+      return std::make_unique<Workspace>();
+    }
     auto workspace = std::move(free_.back());
     free_.pop_back();
     return workspace;
   }
-  void give_back(std::unique_ptr<Workspace> workspace) {
+  void give_back(std::unique_ptr<Workspace> workspace) noexcept {
     const std::lock_guard lock(mutex_);
     free_.push_back(std::move(workspace));
   }
@@ -39,6 +42,7 @@ class Workspaces {
  private:
   std::mutex mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;
+  size_t made_ = 0;
 };
 
 class WorkspaceLease {

@@ -37,7 +37,7 @@ class Tokenizer {
   std::string_view bytes(int64_t id) const;
   bool is_special(int64_t id) const;
   std::optional<int64_t> find(std::string_view content) const;
-  // The id of <|endoftext|>, which a tokenizer without it is asked for in vain.
+  // The id of <|endoftext|>; an error where there is none.
   int64_t end_of_text() const;
 
  private:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -16,18 +17,18 @@ class WordCache {
   static constexpr size_t kMaxTokens = 7;
   static constexpr size_t kEntries = size_t{1} << 15;
 
-  struct Entry {
+  struct alignas(64) Entry {
     std::array<uint64_t, kMaxBytes / 8> bytes;  // zeros behind the word
     std::array<int32_t, kMaxTokens> ids;
     uint8_t size = 0;  // of the word in bytes; 0: nothing is here
     uint8_t count = 0;
   };
-  static_assert(sizeof(Entry) == 64, "an entry is a cache line");
+  static_assert(sizeof(Entry) == 64, "an entry fills a cache line");
 
   WordCache() : entries_(kEntries) {}
 
-  // A word of at most kMaxBytes bytes, ready to be looked for. `room`: how many bytes can be read from its beginning
-  // on.
+  // A word of at most kMaxBytes bytes, ready to be looked for. `room` is how many bytes there
+  // are from its beginning on, at least its own.
   struct Key {
     std::array<uint64_t, kMaxBytes / 8> bytes;
     size_t size;
