@@ -41,6 +41,7 @@ int run(int argc, char** argv) {
   add_eval_command(app);
   add_generate_command(app);
   add_convert_command(app);
+  add_data_command(app);
   add_bench_command(app);
   add_plot_command(app);
   add_doctor_command(app);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -57,24 +58,29 @@ class Input {
   size_t size_ = 0;
 };
 
-// Grows the text; the decoders write into its free end.
+// The decoders write into its free end; full, it goes to the reader of the text.
 class Output {
  public:
+  explicit Output(const std::function<void(std::string_view)>& take) : take_(take), piece_(kOutputBytes) {}
+
   char* free_bytes() {
-    if (used_ == text_.size()) text_.resize(std::max(kOutputBytes, text_.size() * 2));
-    return text_.data() + used_;
+    if (used_ == piece_.size()) flush();
+    return piece_.data() + used_;
   }
-  size_t free_count() const { return text_.size() - used_; }
+  size_t free_count() const { return piece_.size() - used_; }
   void advance(size_t count) { used_ += count; }
-  std::string take() {
-    text_.resize(used_);
-    text_.shrink_to_fit();
-    return std::move(text_);
+  void flush() {
+    if (used_ > 0) take_({piece_.data(), used_});
+    any_ = any_ || used_ > 0;
+    used_ = 0;
   }
+  bool any() const { return any_; }
 
  private:
-  std::string text_;
+  const std::function<void(std::string_view)>& take_;
+  std::vector<char> piece_;
   size_t used_ = 0;
+  bool any_ = false;
 };
 
 void copy_plain(Input& input, Output& output) {
@@ -183,9 +189,9 @@ void decompress_zstd(Input& input, Output& output) {
 
 }  // namespace
 
-std::string read_file(const std::filesystem::path& path) {
+void read_file(const std::filesystem::path& path, const std::function<void(std::string_view piece)>& take) {
   Input input(path);
-  Output output;
+  Output output(take);
   const auto suffix = path.extension();
   if (suffix == ".xz") {
     decompress_xz(input, output);
@@ -196,8 +202,13 @@ std::string read_file(const std::filesystem::path& path) {
   } else {
     copy_plain(input, output);
   }
-  std::string text = output.take();
-  ADDER_CHECK(!text.empty(), "{}: holds no data, at least one byte is needed", path.string());
+  output.flush();
+  ADDER_CHECK(output.any(), "{}: holds no data, at least one byte is needed", path.string());
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::string text;
+  read_file(path, [&text](std::string_view piece) { text.append(piece); });
   return text;
 }
 

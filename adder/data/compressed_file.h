@@ -1,7 +1,9 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <string_view>
 
 namespace adder::data {
 
@@ -9,5 +11,7 @@ namespace adder::data {
 // another), any other name is plain. A missing, unreadable, empty, truncated or corrupt file is an error that names the
 // path and, inside it, the byte position.
 std::string read_file(const std::filesystem::path& path);
+// The same in pieces of up to a megabyte, in little memory.
+void read_file(const std::filesystem::path& path, const std::function<void(std::string_view piece)>& take);
 
 }  // namespace adder::data
