@@ -26,12 +26,14 @@ torch::ScalarType type_of(const Arguments& a, torch::ScalarType stored) {
 }
 
 // What lies beside published weights and does not depend on their form.
-std::vector<fs::path> files_besides(const fs::path& folder) {
-  std::vector<fs::path> files;
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-                           "merges.txt", "generation_config.json"}) {
+std::vector<std::pair<std::string, fs::path>> files_besides(const Arguments& a, const models::LoadedModel& loaded) {
+  std::vector<std::pair<std::string, fs::path>> files;
+  const fs::path tokenizer = a.tokenizer.empty() ? tokenizer_of(loaded) : fs::path(a.tokenizer);
+  if (!tokenizer.empty()) files.emplace_back("tokenizer.json", tokenizer);
+  for (const char* name :
+       {"tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "generation_config.json"}) {
     std::error_code error;
-    if (fs::is_regular_file(folder / name, error)) files.push_back(folder / name);
+    if (fs::is_regular_file(loaded.path / name, error)) files.emplace_back(name, loaded.path / name);
   }
   return files;
 }
@@ -39,7 +41,7 @@ std::vector<fs::path> files_besides(const fs::path& folder) {
 // For llama.cpp: the tokenizer beside the weights or the one that is named, or bytes where the model's tokens are
 // these.
 std::optional<weights::GgufTokenizer> tokenizer_for(const Arguments& a, const models::LoadedModel& loaded) {
-  const fs::path path = a.tokenizer.empty() ? tokenizer_beside(a.from) : fs::path(a.tokenizer);
+  const fs::path path = a.tokenizer.empty() ? tokenizer_of(loaded) : fs::path(a.tokenizer);
   const int64_t rows = loaded.model->options().vocab_size;
   if (!path.empty()) {
     const core::MappedFile file(path);
@@ -80,7 +82,7 @@ void run(const Arguments& a) {
     options.format =
         a.format == "original" ? models::PublishedFormat::kOriginal : models::PublishedFormat::kTransformers;
     options.type = type;
-    options.besides = files_besides(a.from);
+    options.besides = files_besides(a, loaded);
     models::save_published(*loaded.model, a.to, options);
   }
   fmt::print("{}: {} parameters from {}\n", a.to, loaded.model->parameter_count(), loaded.path.string());
@@ -103,7 +105,7 @@ void add_convert_command(CLI::App& app) {
       ->check(CLI::IsMember({"original", "hf", "gguf"}));
   command->add_option("--dtype", a->dtype, "type of the large matrices (default: as stored)")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
-  command->add_option("--tokenizer", a->tokenizer, "gguf: a tokenizer.json (default: the one beside the weights)");
+  command->add_option("--tokenizer", a->tokenizer, "a tokenizer.json to go with it (default: the model's own)");
   command->add_flag("--accept-norm-eps", a->accept_norm_eps,
                     "gguf: write FalconMamba though llama.cpp takes one epsilon for all norms");
   command->add_flag("--best", a->best, "of a run's folder take the best checkpoint, not the latest");

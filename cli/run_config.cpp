@@ -3,11 +3,17 @@
 #include <fmt/format.h>
 
 #include "adder/core/options_io.h"
+#include "adder/models/load.h"
 
 namespace adder::cli {
 
-train::RunConfig read_run_config(const std::string& path, const std::vector<std::string>& assignments) {
+train::RunConfig read_run_config(const std::string& path, const std::vector<std::string>& assignments,
+                                 const std::string& finetune) {
   train::RunConfig config;
+  if (!finetune.empty()) {
+    config.model = models::model_options(finetune);
+    config.train.init_from = finetune;
+  }
   core::read_toml_file(config, path);
   for (const std::string& assignment : assignments) core::set_option(config, assignment);
   return config;

@@ -8,10 +8,20 @@
 namespace adder::cli {
 namespace fs = std::filesystem;
 
-fs::path tokenizer_beside(const fs::path& folder) {
-  std::error_code error;
-  const fs::path path = folder / "tokenizer.json";
-  return fs::is_regular_file(path, error) ? path : fs::path();
+fs::path tokenizer_of(const models::LoadedModel& loaded) {
+  std::vector<fs::path> folders = {loaded.path};
+  if (loaded.state.contains("step")) folders.push_back(fs::absolute(loaded.path).lexically_normal().parent_path());
+  if (const auto& config = loaded.state["config"]; config.contains("task")) {
+    tasks::TaskOptions task;
+    core::from_json(task, config["task"], loaded.path.string() + ": config.task");
+    const std::string& token_file = task.language_model.token_file;
+    if (task.name == "language_model" && !token_file.empty()) folders.push_back(fs::path(token_file).parent_path());
+  }
+  for (const fs::path& folder : folders) {
+    std::error_code error;
+    if (fs::is_regular_file(folder / "tokenizer.json", error)) return folder / "tokenizer.json";
+  }
+  return {};
 }
 
 void check_bytes(const models::LoadedModel& loaded) {
@@ -38,7 +48,7 @@ void check_bytes(const models::LoadedModel& loaded) {
 }
 
 TextTokens::TextTokens(const models::LoadedModel& loaded, const std::string& tokenizer) {
-  const fs::path path = tokenizer.empty() ? tokenizer_beside(loaded.path) : fs::path(tokenizer);
+  const fs::path path = tokenizer.empty() ? tokenizer_of(loaded) : fs::path(tokenizer);
   if (path.empty()) {
     check_bytes(loaded);
     return;

@@ -32,8 +32,9 @@ class TextTokens {
   std::optional<data::Tokenizer> tokenizer_;
 };
 
-// The tokenizer.json beside published weights; empty where there is none.
-std::filesystem::path tokenizer_beside(const std::filesystem::path& folder);
+// The tokenizer.json of a model: beside its weights, in the folder of its run, or beside the token file that the run
+// was trained on. Empty where there is none.
+std::filesystem::path tokenizer_of(const models::LoadedModel& loaded);
 
 // What tells that a model's tokens are bytes; throws where they were trained as others.
 void check_bytes(const models::LoadedModel& loaded);

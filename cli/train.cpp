@@ -82,7 +82,7 @@ void run(const train::RunConfig& config, bool resume) {
 
 void add_train_command(CLI::App& app) {
   struct Arguments {
-    std::string config;
+    std::string config, finetune;
     std::vector<std::string> assignments;
     bool resume = false, dry_run = false;
   };
@@ -90,12 +90,14 @@ void add_train_command(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   command->add_option("config", arguments->config, "configuration file, see configs/")->required();
   add_texts(*command, "--set", arguments->assignments, "key=value, over the file; may be repeated");
+  command->add_option("--finetune", arguments->finetune,
+                      "a run, a checkpoint or a folder of published weights to begin from, in place of a new model");
   command->add_flag("--resume", arguments->resume, "continue the run in train.out from its newest checkpoint");
   command->add_flag("--dry-run", arguments->dry_run,
                     "print the resolved configuration, parameter count and expected memory");
   command->footer([] { return "Keys:\n" + core::help_table(train::RunConfig()); });
   command->callback([arguments] {
-    const train::RunConfig config = read_run_config(arguments->config, arguments->assignments);
+    const train::RunConfig config = read_run_config(arguments->config, arguments->assignments, arguments->finetune);
     arguments->dry_run ? dry_run(config) : run(config, arguments->resume);
   });
 }

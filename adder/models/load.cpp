@@ -47,17 +47,31 @@ void load_weights(MambaLMImpl& model, const std::filesystem::path& path) {
                   chosen.checkpoint.path().string());
 }
 
-LoadedModel load_model(const std::filesystem::path& path, bool best) {
-  if (weights::is_published_folder(path)) return load_published(path);
-  const weights::FoundCheckpoint chosen =
-      weights::resolve_checkpoint(path, best ? weights::Which::kBest : weights::Which::kLatest);
-  const weights::CheckpointFolder& folder = chosen.checkpoint;
+namespace {
+
+MambaLMOptions options_of(const weights::CheckpointFolder& folder) {
   const nlohmann::ordered_json& state = folder.state();
   ADDER_CHECK(state.contains("config") && state["config"].is_object() && state["config"].contains("model"),
               "{}: holds no model configuration", folder.path().string());
   MambaLMOptions options;
   core::from_json(options, state["config"]["model"], folder.path().string() + ": config.model");
-  LoadedModel loaded{MambaLM(options), state, folder.path(), chosen.damaged};
+  return options;
+}
+
+}  // namespace
+
+MambaLMOptions model_options(const std::filesystem::path& path) {
+  if (weights::is_published_folder(path))
+    return options_from_config(weights::PublishedFolder(path).config(), (path / "config.json").string());
+  return options_of(weights::resolve_checkpoint(path).checkpoint);
+}
+
+LoadedModel load_model(const std::filesystem::path& path, bool best) {
+  if (weights::is_published_folder(path)) return load_published(path);
+  const weights::FoundCheckpoint chosen =
+      weights::resolve_checkpoint(path, best ? weights::Which::kBest : weights::Which::kLatest);
+  const weights::CheckpointFolder& folder = chosen.checkpoint;
+  LoadedModel loaded{MambaLM(options_of(folder)), folder.state(), folder.path(), chosen.damaged, torch::kFloat};
   load_parameters(*loaded.model, folder.tensors(kModelFile, weights::Access::kMapped), folder.path().string());
   loaded.model->eval();
   return loaded;

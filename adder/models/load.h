@@ -18,6 +18,9 @@ void load_parameters(MambaLMImpl& model, const std::vector<std::pair<std::string
 // a model of the same shape; what is damaged is told on stderr.
 void load_weights(MambaLMImpl& model, const std::filesystem::path& path);
 
+// What the model of such a folder is, read without its weights.
+MambaLMOptions model_options(const std::filesystem::path& path);
+
 struct LoadedModel {
   MambaLM model{nullptr};
   nlohmann::ordered_json state;              // of the checkpoint: step, config, ...

@@ -29,7 +29,7 @@ struct SaveOptions {
   PublishedFormat format = PublishedFormat::kTransformers;
   // Of the large matrices; A, D, biases, norms and convolution stay float32.
   torch::ScalarType type = torch::kFloat;
-  std::vector<std::filesystem::path> besides;  // files copied as they are
+  std::vector<std::pair<std::string, std::filesystem::path>> besides;  // names, and files copied as they are
   int64_t part_bytes = int64_t{5} << 30;
 };
 // The original package reads pytorch_model.bin, transformers safetensors: what is written. A tied head is stored once.

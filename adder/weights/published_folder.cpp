@@ -124,10 +124,9 @@ void write_published_folder(const fs::path& path, const PublishedContent& conten
       write_torch_file(folder / kTorch, content.tensors);
     else
       write_parts(folder, content, part_bytes);
-    for (const fs::path& besides : content.besides) {
-      const core::MappedFile contents(besides);
-      core::write_file_atomically(folder / besides.filename(),
-                                  [&](core::FileWriter& out) { out.write(contents.bytes()); });
+    for (const auto& [name, file_besides] : content.besides) {
+      const core::MappedFile contents(file_besides);
+      core::write_file_atomically(folder / name, [&](core::FileWriter& out) { out.write(contents.bytes()); });
     }
   });
 }

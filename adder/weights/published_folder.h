@@ -42,7 +42,7 @@ enum class WeightsFile { kSafetensors, kTorch };
 struct PublishedContent {
   nlohmann::ordered_json config;
   std::vector<std::pair<std::string, at::Tensor>> tensors;
-  std::vector<std::filesystem::path> besides;  // files copied as they are: the tokenizer's and so on
+  std::vector<std::pair<std::string, std::filesystem::path>> besides;  // names, and files copied as they are
 };
 
 // Creates a folder at once; it must not exist, or be empty. Safetensors of more than `part_bytes` are parted, with an

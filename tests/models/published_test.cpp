@@ -276,9 +276,9 @@ TEST_F(Published, NothingIsWrittenOver) {
 }
 
 TEST_F(Published, FilesBesidesAreCopied) {
-  core::write_file_atomically(folder_.path() / "tokenizer.json", "{}");
+  core::write_file_atomically(folder_.path() / "mine.json", "{}");
   models::SaveOptions options;
-  options.besides = {folder_.path() / "tokenizer.json"};
+  options.besides = {{"tokenizer.json", folder_.path() / "mine.json"}};
   EXPECT_TRUE(fs::exists(saved(options) / "tokenizer.json"));
 }
 
