@@ -46,7 +46,7 @@ std::optional<weights::GgufTokenizer> tokenizer_for(const Arguments& a, const mo
   if (!path.empty()) {
     const core::MappedFile file(path);
     const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    return weights::tokenizer_from_json(core::parse_json(text, path.string()), rows);
+    return weights::tokenizer_from_json(core::parse_json_sorted(text, path.string()), rows);
   }
   try {
     check_bytes(loaded);

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -22,7 +23,9 @@ class PythonTest : public testing::Test {
     std::string name = testing::TempDir() + "adder_python_XXXXXX";
     ASSERT_NE(::mkdtemp(name.data()), nullptr);
     folder_ = name;
-    if (python("import " + modules).first != 0) GTEST_SKIP() << "that Python cannot import " << modules;
+    static std::map<std::string, bool> imported;  // once: importing takes seconds
+    if (!imported.contains(modules)) imported[modules] = python("import " + modules).first == 0;
+    if (!imported[modules]) GTEST_SKIP() << "that Python cannot import " << modules;
   }
   void TearDown() override {
     if (!folder_.empty()) std::filesystem::remove_all(folder_);

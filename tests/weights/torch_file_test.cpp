@@ -4,15 +4,14 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <string>
 
 #include "adder/core/error.h"
 #include "adder/weights/safetensors.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/python_child.h"
 
 namespace adder::weights {
 namespace {
@@ -20,8 +19,6 @@ namespace fs = std::filesystem;
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-const std::string kPython = std::string(ADDER_SOURCE_DIR) + "/.venv/bin/python";
 
 // `save(object, name)` writes name.zip, one archive per protocol, and name.legacy.
 constexpr const char* kStart = R"(
@@ -36,31 +33,9 @@ a = torch.arange(6.).view(2, 3)
 )";
 constexpr const char* kForms[] = {"zip", "zip3", "zip4", "zip5", "legacy", "legacy4"};
 
-class TorchFileTest : public testing::Test {
+class TorchFileTest : public tests::PythonTest {
  protected:
-  void SetUp() override {
-    std::string name = testing::TempDir() + "adder_torch_file_XXXXXX";
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder_ = name;
-    if (!fs::exists(kPython)) GTEST_SKIP() << "no Python at .venv/bin/python";
-    // Once for all tests: importing takes seconds.
-    static const bool has_torch = python("import torch").first == 0;
-    if (!has_torch) GTEST_SKIP() << "that Python has no torch";
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  // Runs a script in the test's folder; its exit status and output.
-  std::pair<int, std::string> python(const std::string& script) const {
-    core::write_file_atomically(folder_ / "script.py", script);
-    const std::string command = "cd '" + folder_.string() + "' && '" + kPython + "' script.py 2>&1";
-    FILE* pipe = ::popen(command.c_str(), "r");
-    if (!pipe) return {-1, "cannot start a shell"};
-    std::string output;
-    char buffer[4096];
-    while (const size_t count = std::fread(buffer, 1, sizeof(buffer), pipe)) output.append(buffer, count);
-    const int status = ::pclose(pipe);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output};
-  }
+  void SetUp() override { prepare("torch"); }
 
   void save(const std::string& script) const {
     const auto [status, output] = python(kStart + script);
@@ -86,8 +61,6 @@ class TorchFileTest : public testing::Test {
     const core::MappedFile file(folder_ / name);
     return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
   }
-
-  fs::path folder_;
 };
 
 at::Tensor counting() {
