@@ -43,8 +43,8 @@ def causal_conv1d_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_
     Returns:
         (batch, dim, seqlen) in x's type, in memory as x. Gradients go through the states too.
 
-    Adder's convolution walks (batch, seqlen, dim): x whose channels lie side by side goes in as it is, another is copied,
-    and so is the result.
+    Adder's convolution walks (batch, seqlen, dim): x whose channels lie side by side goes in as it is. Another is copied on a
+    GPU and read with strides on the CPU, and the result is copied to lie as x.
     """
     op = "causal_conv1d_fn"
     if x.dim() != 3:
