@@ -1,7 +1,7 @@
 """Selective state-space models (arXiv 2312.00752) on PyTorch, CPU and GPU.
 
-`adder.ops` has the operators, `adder.Mamba` and `adder.MambaLM` the modules, `adder.compat` the functions of the packages
-mamba_ssm and causal_conv1d.
+`adder.ops` has the operators, `adder.Mamba` and `adder.MambaLM` the modules, `adder.compat` the functions of the
+packages mamba_ssm and causal_conv1d.
 """
 
 from . import _library

@@ -15,7 +15,8 @@ SOURCE_TREE = Path(__file__).parents[2] / "build/release/lib"
 
 
 def find_library() -> Path:
-    """ADDER_OPS_LIBRARY where it is set, else the library that a wheel carries, else that of the source tree's build."""
+    """ADDER_OPS_LIBRARY where it is set, else the library that a wheel carries, else that of the source tree's
+    build."""
     named = os.environ.get("ADDER_OPS_LIBRARY")
     if named:
         if not Path(named).is_file():
@@ -24,8 +25,9 @@ def find_library() -> Path:
     for folder in (PACKAGED, SOURCE_TREE):
         if (folder / LIBRARY).is_file():
             return folder / LIBRARY
-    raise ImportError(f"adder: no operator library: looked for {LIBRARY} in {PACKAGED} and {SOURCE_TREE}; build it with "
-                      "'make build', or name it in ADDER_OPS_LIBRARY")
+    raise ImportError(
+        f"adder: no operator library: looked for {LIBRARY} in {PACKAGED} and {SOURCE_TREE}; build it with "
+        "'make build', or name it in ADDER_OPS_LIBRARY")
 
 
 def _is_loaded() -> bool:

@@ -32,7 +32,8 @@ class MambaOptions:
     selective_C: bool = True
     """C depends on the input"""
     A_init: str = "s4d-real"
-    """A_n = -(n + 1) "s4d-real", -1/2 + n i "s4d-lin", -exp(normal) + normal i "random"; imaginary only where complex"""
+    """A_n = -(n + 1) "s4d-real", -1/2 + n i "s4d-lin", -exp(normal) + normal i "random"; imaginary only where
+    complex"""
     complex: bool = False
     """complex states"""
     discretization: str = "euler"
@@ -101,6 +102,11 @@ class MambaState(NamedTuple):
         return MambaState(self.conv.index_select(0, index), self.ssm.index_select(0, index))
 
 
+def uninitialised(kind: type[nn.Module], *arguments, **named) -> nn.Module:
+    """A layer whose parameters are filled later, on the device that torch makes tensors on ("meta" too)."""
+    return nn.utils.skip_init(kind, *arguments, device=torch.get_default_device(), **named)
+
+
 def uniform_fan_in(tensor: Tensor, fan_in: int) -> None:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for linear and convolution weights."""
     bound = 1 / math.sqrt(fan_in)
@@ -134,8 +140,8 @@ class _DeltaBias(nn.Module):
 
 
 class Mamba(nn.Module):
-    """The Mamba block (arXiv 2312.00752, section 3.4, figure 3): in_proj, causal convolution with SiLU, selective SSM gated
-    by SiLU(z), out_proj. Parameters have the names of the published checkpoints.
+    """The Mamba block (arXiv 2312.00752, section 3.4, figure 3): in_proj, causal convolution with SiLU, selective SSM
+    gated by SiLU(z), out_proj. Parameters have the names of the published checkpoints.
 
     Args:
         d_model: channels of input and output.
@@ -150,20 +156,20 @@ class Mamba(nn.Module):
         self.options, self.d_model, self.d_inner, self.rank = o, d_model, o.expand * d_model, o.rank(d_model)
         self._values = 2 * o.d_state if o.complex else o.d_state
         inner, shape = self.d_inner, (self.d_inner, o.d_state)
-        skip = nn.utils.skip_init  # each is filled below, in the order of the C++ class
-        self.in_proj = skip(nn.Linear, d_model, 2 * inner, bias=o.bias)
-        self.conv1d = skip(nn.Conv1d, inner, inner, o.d_conv, groups=inner, padding=o.d_conv - 1, bias=o.conv_bias)
+        self.in_proj = uninitialised(nn.Linear, d_model, 2 * inner, bias=o.bias)
+        self.conv1d = uninitialised(nn.Conv1d, inner, inner, o.d_conv, groups=inner, padding=o.d_conv - 1,
+                                    bias=o.conv_bias)
         self._parts = [size for size, there in ((self.rank, self.rank > 0), (self._values, o.selective_B),
                                                 (self._values, o.selective_C)) if there]
-        self.x_proj = skip(nn.Linear, inner, sum(self._parts), bias=False) if self._parts else None
-        self.dt_proj = skip(nn.Linear, self.rank, inner) if self.rank else _DeltaBias(inner)
+        self.x_proj = uninitialised(nn.Linear, inner, sum(self._parts), bias=False) if self._parts else None
+        self.dt_proj = uninitialised(nn.Linear, self.rank, inner) if self.rank else _DeltaBias(inner)
         self.A_log = nn.Parameter(torch.empty(shape))
         self.A_imag = nn.Parameter(torch.empty(shape)) if o.complex else None
         constant = (*shape, 2) if o.complex else shape
         self.B = None if o.selective_B else nn.Parameter(torch.empty(constant))
         self.C = None if o.selective_C else nn.Parameter(torch.empty(constant))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = skip(nn.Linear, inner, d_model, bias=o.bias)
+        self.out_proj = uninitialised(nn.Linear, inner, d_model, bias=o.bias)
         self.reset_parameters(n_layer)
 
     @torch.no_grad()
@@ -212,12 +218,14 @@ class Mamba(nn.Module):
         """
         o = self.options
         if x.dim() != 3 or x.shape[2] != self.d_model:
-            raise ValueError(f"Mamba: x must have shape (B, L, d_model) with d_model = {self.d_model}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"Mamba: x must have shape (B, L, d_model) with d_model = {self.d_model}, got {tuple(x.shape)}")
         inner, z = linear(self.in_proj, x).chunk(2, dim=-1)
         real = accumulator_type(inner.dtype)
         where = {"mask": mask, "cu_seqlens": cu_seqlens, "reverse": reverse}
         bias = self.conv1d.bias
-        u, window = ops.causal_conv1d(inner, self.conv1d.weight.squeeze(1).to(real), None if bias is None else bias.to(real),
+        taps, bias = self.conv1d.weight.squeeze(1).to(real), None if bias is None else bias.to(real)
+        u, window = ops.causal_conv1d(inner, taps, bias,
                                       activation="silu", initial_window=state.conv if state else None, **where)
         parts = list(linear(self.x_proj, u).split(self._parts, dim=-1)) if self.x_proj is not None else []
         if o.inner_norm == "rms":

@@ -58,7 +58,8 @@ def generate(model: MambaLM, prompts: Sequence[Sequence[int] | Tensor] | Tensor,
              stop_tokens: Sequence[int] = (), temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
              min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0, start_token: int | None = None,
              callback: Callable[[int, int], bool | None] | None = None) -> list[GeneratedRow]:
-    """Continues each prompt until a stop token, max_tokens or the callback ends its row; rows that are done leave the batch.
+    """Continues each prompt until a stop token, max_tokens or the callback ends its row; rows that are done leave the
+    batch.
 
     Args:
         model: its mode is kept; call eval() first where it has dropout.

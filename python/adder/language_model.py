@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import ops
-from .block import Mamba, MambaOptions, MambaState, linear, uniform_fan_in
+from .block import Mamba, MambaOptions, MambaState, linear, uniform_fan_in, uninitialised
 from .generation import GeneratedRow, generate
 
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
 class _Backbone(nn.Module):
     def __init__(self, options: MambaLMOptions) -> None:
         super().__init__()
-        self.embedding = nn.utils.skip_init(nn.Embedding, options.padded_vocab, options.d_model)
+        self.embedding = uninitialised(nn.Embedding, options.padded_vocab, options.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.layers = nn.ModuleList(Block(options) for _ in range(options.n_layer))
         self.norm_f = Norm(options.d_model, options.norm, options.norm_eps)
@@ -130,7 +130,7 @@ class MambaLM(nn.Module):
         self.options = replace(options or MambaLMOptions(), **choices)
         o = self.options
         self.backbone = _Backbone(o)
-        self.lm_head = nn.utils.skip_init(nn.Linear, o.d_model, o.padded_vocab, bias=False)
+        self.lm_head = uninitialised(nn.Linear, o.d_model, o.padded_vocab, bias=False)
         if o.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
         else:
@@ -144,7 +144,8 @@ class MambaLM(nn.Module):
         x = functional.dropout(self.backbone.embedding(ids), o.embedding_dropout, self.training)
         residual, after = None, []
         for i, block in enumerate(self.backbone.layers):
-            x, residual, layer = block(x, residual, state.layers[i] if state else None, mask=mask, cu_seqlens=cu_seqlens)
+            x, residual, layer = block(x, residual, state.layers[i] if state else None, mask=mask,
+                                       cu_seqlens=cu_seqlens)
             after.append(layer)
         return self.backbone.norm_f(x, residual)[0], LMState(tuple(after))
 
@@ -165,7 +166,8 @@ class MambaLM(nn.Module):
              cu_seqlens: Tensor | None = None) -> Loss:
         """Cross entropy of targets (B, L) int64, -100: ignored. The logits of the whole batch are never in memory."""
         if targets.shape != ids.shape:
-            raise ValueError(f"MambaLM: targets must have the shape of ids, {tuple(ids.shape)}, got {tuple(targets.shape)}")
+            raise ValueError(
+                f"MambaLM: targets must have the shape of ids, {tuple(ids.shape)}, got {tuple(targets.shape)}")
         h, after = self.hidden(ids, state, mask=mask, cu_seqlens=cu_seqlens)
         mean, each, predictions = ops.linear_cross_entropy(h.flatten(0, 1), self.lm_head.weight, targets.flatten(),
                                                            vocab=self.options.vocab_size)

@@ -2,9 +2,9 @@
 
 Letters: B batch, L length, D channels, N states a channel, G groups, K width of the convolution, S sequences (B, or the
 packed segments), V vocabulary. T is the type of the activations (float32, float64, bfloat16, float16), R float32, or
-float64 where T is float64. Every operator has a CPU and a CUDA kernel, a Meta function and a gradient; there is neither a
-second nor a forward-mode derivative (small_linear has a second). Wrong arguments raise ValueError that names operator,
-argument, rule, what was expected and what came.
+float64 where T is float64. Every operator has a CPU and a CUDA kernel, a Meta function and a gradient; there is neither
+a second nor a forward-mode derivative (small_linear has a second). Wrong arguments raise ValueError that names
+operator, argument, rule, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         y_t = (C_t h_t + D u_t) silu(z_t)                      2 Re(C_t h_t) where A is complex
 
     Args:
-        u, delta: (B, L, D) T. delta is the step size, dimensionless; delta_bias is added to it first, then softplus taken.
+        u, delta: (B, L, D) T. delta is the step size, dimensionless; delta_bias is added to it first, then softplus
+            taken.
         A: (D, N) R or complex R; real parts below 0 for a state that decays.
-        B, C: (B, L, G, N) T, channel d reads group d / (D / G); A complex: (B, L, G, 2 N), real and imaginary part of each
-            state side by side. Or constant, (D, N) in A's type.
+        B, C: (B, L, G, N) T, channel d reads group d / (D / G); A complex: (B, L, G, 2 N), real and imaginary part of
+            each state side by side. Or constant, (D, N) in A's type.
         D, delta_bias: (D) R.
         z: (B, L, D) T, the gate.
         discretization: "euler", phi = 1, as the published models; or "zoh", phi(x) = (e^x - 1) / x, equation 4.
@@ -80,7 +81,8 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | 
              eps: float = 1e-5, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """x + residual and its norm in one pass: what stands before each block (arXiv 2312.00752, section 3.4).
 
-        r = x + residual;  y = (r - m) / sqrt(mean((r - m)^2) + eps) * weight + bias;  m = mean(r) for "layer", 0 for "rms"
+        r = x + residual
+        y = (r - m) / sqrt(mean((r - m)^2) + eps) * weight + bias          m = mean(r) for "layer", 0 for "rms"
 
     Args:
         x: (..., D) T. residual: (..., D) R or None.
@@ -132,5 +134,6 @@ def small_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of the squares of all elements, () float64, for the norm of gradients; float32 or float64, no gradient."""
+    """The sum of the squares of all elements, () float64, for the norm of gradients; float32 or float64, no
+    gradient."""
     return _ops.sum_of_squares(list(tensors))

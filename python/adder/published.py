@@ -1,5 +1,5 @@
-"""Models as others publish them: folders of config.json and weights, transformers' (mamba, falcon_mamba) or the original
-package's (mamba_ssm). Reads and refuses what adder/models/published.cpp does."""
+"""Models as others publish them: folders of config.json and weights, transformers' (mamba, falcon_mamba) or the
+original package's (mamba_ssm). Reads and refuses what adder/models/published.cpp does."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 HEAD, EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
 LARGE = ("in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight", "embedding.weight", "lm_head.weight")
 # What the original package allows in ssm_cfg.
-SSM_KEYS = ("layer", "d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor",
-            "conv_bias", "bias", "use_fast_path")
+SSM_KEYS = ("layer", "d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale",
+            "dt_init_floor", "conv_bias", "bias", "use_fast_path")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -104,8 +104,9 @@ def _from_original(keys: _Keys) -> MambaLMOptions:
 
     for key in ("d_model", "n_layer"):
         if not keys.has(key):
-            raise ValueError(f"{keys.where}: has neither hidden_size (transformers) nor {key} (the original package): not "
-                             "the configuration of a Mamba language model")
+            raise ValueError(
+                f"{keys.where}: has neither hidden_size (transformers) nor {key} (the original package): not "
+                "the configuration of a Mamba language model")
     keys.must_be("d_intermediate", 0, "blocks with an MLP are another architecture")
     keys.must_be("attn_layer_idx", [], "layers of attention are another architecture")
     mixer = MambaOptions()
@@ -148,14 +149,30 @@ def config_for(o: MambaLMOptions, form: str, dtype: torch.dtype = torch.float32)
                 "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": o.pad_vocab_size_multiple,
                 "tie_embeddings": o.tie_embeddings}
     falcon = m.inner_norm == "rms"
-    config = {"architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
-              "model_type": "falcon_mamba" if falcon else "mamba", "dtype": str(dtype).removeprefix("torch."),
-              "hidden_size": o.d_model, "num_hidden_layers": o.n_layer, "vocab_size": o.padded_vocab,
-              "state_size": m.d_state, "conv_kernel": m.d_conv, "expand": m.expand,
-              "intermediate_size": m.expand * o.d_model, "time_step_rank": m.rank(o.d_model), "time_step_min": m.dt_min,
-              "time_step_max": m.dt_max, "time_step_floor": m.dt_init_floor, "time_step_scale": m.dt_scale,
-              "time_step_init_scheme": m.dt_init, "use_bias": m.bias, "use_conv_bias": m.conv_bias, "hidden_act": "silu",
-              "layer_norm_epsilon": o.norm_eps, "residual_in_fp32": True, "tie_word_embeddings": o.tie_embeddings}
+    config = {
+        "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
+        "model_type": "falcon_mamba" if falcon else "mamba",
+        "dtype": str(dtype).removeprefix("torch."),
+        "hidden_size": o.d_model,
+        "num_hidden_layers": o.n_layer,
+        "vocab_size": o.padded_vocab,
+        "state_size": m.d_state,
+        "conv_kernel": m.d_conv,
+        "expand": m.expand,
+        "intermediate_size": m.expand * o.d_model,
+        "time_step_rank": m.rank(o.d_model),
+        "time_step_min": m.dt_min,
+        "time_step_max": m.dt_max,
+        "time_step_floor": m.dt_init_floor,
+        "time_step_scale": m.dt_scale,
+        "time_step_init_scheme": m.dt_init,
+        "use_bias": m.bias,
+        "use_conv_bias": m.conv_bias,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": o.norm_eps,
+        "residual_in_fp32": True,
+        "tie_word_embeddings": o.tie_embeddings
+    }
     return config | ({"mixer_rms_eps": m.inner_norm_eps} if falcon else {})
 
 
@@ -164,7 +181,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         try:
             from safetensors.torch import load_file
         except ImportError as error:
-            raise ImportError(f"{path}: reading safetensors needs the package safetensors: pip install safetensors") from error
+            raise ImportError(
+                f"{path}: reading safetensors needs the package safetensors: pip install safetensors") from error
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # runs no pickled code
 
@@ -181,7 +199,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                     raise ValueError(f"{index}: the part {part!r} must lie in the same folder")
                 tensors |= _read_file(folder / part)
             return tensors
-    raise FileNotFoundError(f"{folder}: has no weights: neither model.safetensors nor pytorch_model.bin nor an index of parts")
+    raise FileNotFoundError(
+        f"{folder}: has no weights: neither model.safetensors nor pytorch_model.bin nor an index of parts")
 
 
 def _original_name(name: str) -> str:
@@ -193,7 +212,8 @@ def load_published(path: str | os.PathLike, kind: type[MambaLM]) -> MambaLM:
     """The model in evaluation mode, parameters float32. Missing, surplus and misshapen tensors are one error."""
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        more = ": a checkpoint of adder train; 'adder convert' publishes it" if (folder / "checkpoint.json").is_file() else ""
+        ours = (folder / "checkpoint.json").is_file()
+        more = ": a checkpoint of adder train; 'adder convert' publishes it" if ours else ""
         raise FileNotFoundError(f"{folder}: has no config.json{more}")
     options = options_from_config(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
     tensors = {_original_name(name): tensor for name, tensor in _read_weights(folder).items()}
@@ -202,7 +222,8 @@ def load_published(path: str | os.PathLike, kind: type[MambaLM]) -> MambaLM:
             raise ValueError(f"{folder}: tensor {name} must hold real numbers, got {tensor.dtype}")
     if options.tie_embeddings and EMBEDDING in tensors and not torch.equal(tensors.pop(HEAD, tensors[EMBEDDING]),
                                                                            tensors[EMBEDDING]):
-        raise ValueError(f"{folder}: the configuration says that the head is the embedding, but {HEAD} and {EMBEDDING} differ")
+        raise ValueError(
+            f"{folder}: the configuration says that the head is the embedding, but {HEAD} and {EMBEDDING} differ")
     with torch.device("meta"):  # before anything of a size that a file may name is made
         model = kind(options)
     wanted = dict(model.named_parameters())
@@ -223,7 +244,8 @@ def load_published(path: str | os.PathLike, kind: type[MambaLM]) -> MambaLM:
 
 def save_published(model: MambaLM, path: str | os.PathLike, form: str = "transformers",
                    dtype: torch.dtype = torch.float32) -> None:
-    """Large matrices in dtype, the rest float32. transformers reads safetensors, the original package pytorch_model.bin."""
+    """Large matrices in dtype, the rest float32. transformers reads safetensors, the original package
+    pytorch_model.bin."""
     folder = Path(path)
     config = config_for(model.options, form, dtype)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

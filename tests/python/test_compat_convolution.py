@@ -34,7 +34,8 @@ def test_causal_conv1d_fn(row):
     arguments |= {"bias": values(channels)} if row["bias"] else {}
     arguments |= {"initial_states": values(batch, channels, width - 1)} if row["initial"] else {}
     if row["seq_idx"]:
-        numbers = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 3]], dtype=torch.int32)[:, :length]
+        numbers = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 3]],
+                               dtype=torch.int32)[:, :length]
         if row["seq_idx"] == "padding" and length:
             numbers[:, -1] = -1
         arguments["seq_idx"] = numbers.contiguous()
@@ -102,7 +103,8 @@ def test_causal_conv1d_update(width, extra, length, ring, indexed):
 
 def test_conv_errors():
     x = torch.randn(2, 3, 5)
-    with pytest.raises(NotImplementedError, match='causal_conv1d_fn: activation must be None, "silu" or "swish", got \'relu\''):
+    with pytest.raises(NotImplementedError,
+                       match='causal_conv1d_fn: activation must be None, "silu" or "swish", got \'relu\''):
         compat.causal_conv1d_fn(x, torch.randn(3, 4), activation="relu")
     with pytest.raises(ValueError, match=r"weight must have shape \(dim, width\) with dim = 3, got \(2, 4\)"):
         compat.causal_conv1d_fn(x, torch.randn(2, 4))
@@ -128,7 +130,9 @@ def test_varlen_states(lengths, state_len):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_layer_norm_fn(is_rms, residual, dtype):
     rng = torch.Generator().manual_seed(0)
-    x, weight, bias = torch.randn(2, 3, 8, generator=rng).to(dtype), torch.randn(8, generator=rng), torch.randn(8, generator=rng)
+    x, weight, bias = torch.randn(2, 3, 8,
+                                  generator=rng).to(dtype), torch.randn(8,
+                                                                        generator=rng), torch.randn(8, generator=rng)
     r = None if residual is None else torch.randn(2, 3, 8, generator=rng).to(residual)
     total = x.double() + (0 if r is None else r.double())
     centred = total if is_rms else total - total.mean(-1, keepdim=True)

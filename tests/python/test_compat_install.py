@@ -42,7 +42,8 @@ from mamba_ssm.modules.mamba_simple import Mamba as Same
 from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn, selective_scan_ref
 from mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-assert importlib.util.find_spec("mamba_ssm") and mamba_ssm.ops.selective_scan_interface.selective_scan_fn is selective_scan_fn
+assert importlib.util.find_spec("mamba_ssm")
+assert mamba_ssm.ops.selective_scan_interface.selective_scan_fn is selective_scan_fn
 assert selective_scan_fn is adder.compat.selective_scan_fn and Mamba is Same
 try:
     import mamba_ssm.ops.triton.ssd_combined
@@ -88,7 +89,8 @@ def results():
             loss.backward()
             model.eval()
             tokens = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
-            of_model = {"loss": loss.detach(), "tokens": tokens} | {name: p.grad for name, p in model.named_parameters()}
+            of_model = {name: p.grad for name, p in model.named_parameters()}
+            of_model |= {"loss": loss.detach(), "tokens": tokens}
             out |= {f"training={training},bias={bias}: {name}": value for name, value in of_model.items()}
     return out
 """
@@ -101,8 +103,10 @@ def test_transformers(falcon, tmp_path):
     run(TRANSFORMERS + """
 own = results()
 calls = []
+def counted(name, function):
+    return lambda *arguments, **named: (calls.append(name), function(*arguments, **named))[1]
 for name in ("causal_conv1d", "selective_scan"):
-    setattr(adder.ops, name, (lambda f, n: lambda *a, **k: (calls.append(n), f(*a, **k))[1])(getattr(adder.ops, name), name))
+    setattr(adder.ops, name, counted(name, getattr(adder.ops, name)))
 adder.compat.install()
 torch.save({"own": own, "patched": results()}, sys.argv[2])
 assert {"causal_conv1d", "selective_scan"} <= set(calls), calls

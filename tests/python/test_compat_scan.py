@@ -43,7 +43,8 @@ def make_scan(B, C, complex, D, z, bias, softplus, dtype, channel_last, L, batch
     out = {"u": activations(), "delta": activations() if softplus else activations().abs() / 4, "A": A}
     groups = 2
     for name, kind in (("B", B), ("C", C)):
-        shape = (batch, *{"step": (), "group": (1,), "groups": (groups,)}.get(kind, ()), state, (2 if complex else 1) * L)
+        middle = {"group": (1,), "groups": (groups,)}.get(kind, ())
+        shape = (batch, *middle, state, (2 if complex else 1) * L)
         out[name] = number(channels, state) if kind == "constant" else values(*shape, type=dtype)
     out |= {"D": values(channels)} if D else {}
     out |= {"z": activations()} if z else {}
@@ -89,8 +90,10 @@ def test_scan_of_several_types():
 
 def test_scan_errors():
     good = make_scan("step", "step", False, True, True, True, True, torch.float32, False, 5)
-    for name, value, message in (("delta", good["delta"][:, :2], r"delta must have shape \(batch, dim, seqlen\) = \(2, 4, 5\)"),
-                                 ("B", good["B"][..., :4], r"B must have shape .* = \(2, 1, 3, 5\), got \(2, 1, 3, 4\)"),
+    for name, value, message in (("delta", good["delta"][:, :2],
+                                  r"delta must have shape \(batch, dim, seqlen\) = \(2, 4, 5\)"),
+                                 ("B", good["B"][..., :4],
+                                  r"B must have shape .* = \(2, 1, 3, 5\), got \(2, 1, 3, 4\)"),
                                  ("A", good["A"][:3], r"A must have shape \(dim, dstate\) with dim = 4, got \(3, 3\)"),
                                  ("u", good["u"].long(), "u must have dtype float32")):
         with pytest.raises(ValueError, match=f"selective_scan_fn: {message}"):
@@ -124,11 +127,11 @@ def test_mamba_inner_fn(row):
     A = number(channels, state)
     (A.real if row["complex"] else A).copy_(-real(channels, state).abs() - 0.1)
     selected = (row["B"] == "input") + (row["C"] == "input")
-    arguments = dict(
-        xz=xz if row["channel_last"] else xz.contiguous(), conv1d_weight=real(channels, 1, width),
-        conv1d_bias=real(channels) if row["biases"] else None, x_proj_weight=real(rank + selected * values, channels) / 3,
-        delta_proj_weight=real(channels, rank), out_proj_weight=real(model, channels),
-        out_proj_bias=real(model) if row["biases"] else None, A=A, D=real(channels), delta_bias=real(channels))
+    arguments = dict(xz=xz if row["channel_last"] else xz.contiguous(), conv1d_weight=real(channels, 1, width),
+                     conv1d_bias=real(channels) if row["biases"] else None,
+                     x_proj_weight=real(rank + selected * values, channels) / 3, delta_proj_weight=real(channels, rank),
+                     out_proj_weight=real(model, channels), out_proj_bias=real(model) if row["biases"] else None, A=A,
+                     D=real(channels), delta_bias=real(channels))
     for name in ("B", "C"):
         if row[name] == "constant":
             arguments[name] = number(channels, state)
@@ -143,8 +146,9 @@ def test_mamba_inner_fn(row):
 def test_mamba_inner_fn_under_autocast():
     rng = torch.Generator().manual_seed(0)
     xz, out = torch.randn(2, 16, 6, generator=rng), torch.randn(5, 8, generator=rng)
-    rest = (torch.randn(8, 1, 4, generator=rng), None, torch.randn(8, 8, generator=rng) / 3, torch.randn(8, 2, generator=rng),
-            out, torch.randn(5, generator=rng), -torch.rand(8, 3, generator=rng) - 0.1)
+    rest = (torch.randn(8, 1, 4, generator=rng), None, torch.randn(8, 8, generator=rng) / 3,
+            torch.randn(8, 2, generator=rng), out, torch.randn(5,
+                                                               generator=rng), -torch.rand(8, 3, generator=rng) - 0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = compat.mamba_inner_fn(xz, *rest)
     assert got.dtype == torch.bfloat16
@@ -209,7 +213,8 @@ def test_state_update_of_padding_alone_and_of_a_half_state():
     for s in (half, whole):
         y = compat.selective_state_update(s, x, x, A, B, B)
     assert half.dtype == torch.bfloat16 and torch.equal(half, whole.bfloat16()) and y.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"selective_state_update: dt must have shape \(batch, dim\) = \(2, 4\), got \(2, 3\)"):
+    with pytest.raises(ValueError,
+                       match=r"selective_state_update: dt must have shape \(batch, dim\) = \(2, 4\), got \(2, 3\)"):
         compat.selective_state_update(half, x, x[:, :3], A, B, B)
 
 

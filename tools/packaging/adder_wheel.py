@@ -1,7 +1,8 @@
-"""The build backend of pyproject.toml (PEP 517, PEP 660), of the standard library alone: no download decides what is built.
+"""The build backend of pyproject.toml (PEP 517, PEP 660), of the standard library alone: no download decides what is
+built.
 
-A wheel is python/adder with lib/: the operator library, what that needs besides torch, and a record of the torch it was built
-for. The library is the one in build/release/lib, or ADDER_OPS_LIBRARY; without either CMake builds it.
+A wheel is python/adder with lib/: the operator library, what that needs besides torch, and a record of the torch it was
+built for. The library is the one in build/release/lib, or ADDER_OPS_LIBRARY; without either CMake builds it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _installed_torch() -> Path | None:
     folders = [os.environ.get("ADDER_TORCH")]
     folders += [str(Path(sysconfig.get_path(kind)) / "torch") for kind in ("platlib", "purelib")]
     folders += [str(ROOT / f".venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/torch")]
-    return next((Path(folder) for folder in folders if folder and (Path(folder) / "lib/libtorch_cpu.so").is_file()), None)
+    return next((Path(folder) for folder in folders if folder and (Path(folder) / "lib/libtorch_cpu.so").is_file()),
+                None)
 
 
 def _library() -> tuple[Path, str]:
@@ -55,8 +57,9 @@ def _library() -> tuple[Path, str]:
     library = Path(os.environ.get("ADDER_OPS_LIBRARY") or ROOT / "build/release/lib" / records.LIBRARY)
     if not library.is_file():
         if installed is None:
-            raise RuntimeError("adder: no built library and no torch to build it with: 'pip install torch' first, or name "
-                               "its folder in ADDER_TORCH")
+            raise RuntimeError(
+                "adder: no built library and no torch to build it with: 'pip install torch' first, or name "
+                "its folder in ADDER_TORCH")
         print(f"adder: building the operator library with torch in {installed}", file=sys.stderr)
         library = ROOT / "build/release/lib" / records.LIBRARY
         for command in (["cmake", "--preset", "release", f"-DADDER_TORCH={installed}"],
@@ -65,12 +68,14 @@ def _library() -> tuple[Path, str]:
     folder = records.torch_folder_of(library)
     version = records.torch_version_in(folder) if folder else None
     if version is None:
-        raise RuntimeError(f"adder: cannot tell which torch {library} was built for: it was linked with {folder}, which is "
-                           "not there any more; build it again")
+        raise RuntimeError(
+            f"adder: cannot tell which torch {library} was built for: it was linked with {folder}, which is "
+            "not there any more; build it again")
     here = records.torch_version_in(installed) if installed else None
     if here and not records.same_series(version, here):
-        raise RuntimeError(f"adder: {library} was built for torch {version}, but torch {here} is installed; remove it, so "
-                           "that it is built again")
+        raise RuntimeError(
+            f"adder: {library} was built for torch {version}, but torch {here} is installed; remove it, so "
+            "that it is built again")
     return library, version
 
 
@@ -108,9 +113,11 @@ def _metadata(torch_version: str) -> str:
 def _write_wheel(folder: str, contents: dict[str, bytes], torch_version: str) -> str:
     name = f"adder_ssm-{_version()}"
     info = f"{name}.dist-info"
-    contents |= {f"{info}/METADATA": _metadata(torch_version).encode(),
-                 f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: adder_wheel\nRoot-Is-Purelib: false\nTag: {TAG}\n".encode(),
-                 f"{info}/licenses/LICENSE": (ROOT / "LICENSE").read_bytes()}
+    contents |= {
+        f"{info}/METADATA": _metadata(torch_version).encode(),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: adder_wheel\nRoot-Is-Purelib: false\nTag: {TAG}\n".encode(),
+        f"{info}/licenses/LICENSE": (ROOT / "LICENSE").read_bytes()
+    }
     record = io.StringIO()
     wheel = Path(folder) / f"{name}-{TAG}.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as out:
@@ -146,7 +153,8 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 def build_sdist(sdist_directory, config_settings=None):
     """What git tracks."""
     name = f"adder_ssm-{_version()}"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                             check=True).stdout.split("\n")
     archive = Path(sdist_directory) / f"{name}.tar.gz"
     with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as out:
         for path in filter(None, tracked):

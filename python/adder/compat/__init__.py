@@ -1,5 +1,5 @@
-"""The functions of mamba_ssm and causal_conv1d on Adder's operators, on CPU and GPU, and `install()`, after which programs
-that import those packages run on them unchanged. Nothing here needs those packages."""
+"""The functions of mamba_ssm and causal_conv1d on Adder's operators, on CPU and GPU, and `install()`, after which
+programs that import those packages run on them unchanged. Nothing here needs those packages."""
 
 from .convolution import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
 from .installation import install, uninstall

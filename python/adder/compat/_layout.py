@@ -32,7 +32,8 @@ def common_type(op: str, **tensors: Tensor | None) -> torch.dtype:
 
 
 def channel_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, L) to (B, L, D). The CPU reads any strides faster than it copies; for a GPU channels have to be neighbours."""
+    """(B, D, L) to (B, L, D). The CPU reads any strides faster than it copies; for a GPU channels have to be
+    neighbours."""
     x = x.transpose(1, 2).to(dtype)
     return x if x.device.type == "cpu" or x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
@@ -44,8 +45,8 @@ def like_layout(y: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Slots:
-    """The rows of a state that a batch refers to: all in order, or indices (B). A negative index stands for padding: its
-    row reads some slot and writes none."""
+    """The rows of a state that a batch refers to: all in order, or indices (B). A negative index stands for padding:
+    its row reads some slot and writes none."""
 
     def __init__(self, op: str, state: Tensor, indices: Tensor | None, batch: int) -> None:
         self.state, self.indices = state, indices

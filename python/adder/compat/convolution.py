@@ -20,7 +20,8 @@ def _activation(op: str, activation: str | bool | None) -> str:
 def _weights(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """In the type that the operator adds in."""
     if weight.dim() != 2 or weight.shape[0] != x.shape[1]:
-        raise ValueError(f"{op}: weight must have shape (dim, width) with dim = {x.shape[1]}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"{op}: weight must have shape (dim, width) with dim = {x.shape[1]}, got {tuple(weight.shape)}")
     real = real_type(x.dtype)
     return weight.to(real), None if bias is None else bias.to(real)
 
@@ -36,15 +37,15 @@ def causal_conv1d_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_
         seq_idx: (batch, seqlen) integers: where the number changes a new sequence begins, which sees nothing of the one
             before; where it is negative the result is 0 and the step is left out. Its values are read on the host.
         initial_states: (batch, dim, width - 1), what came before each row.
-        return_final_states: also the last width - 1 inputs of each row (with seq_idx: of its last sequence), (batch, dim,
-            width - 1) in x's type; written to final_states_out where that is given.
+        return_final_states: also the last width - 1 inputs of each row (with seq_idx: of its last sequence), (batch,
+            dim, width - 1) in x's type; written to final_states_out where that is given.
         activation: None, "silu" or "swish".
 
     Returns:
         (batch, dim, seqlen) in x's type, in memory as x. Gradients go through the states too.
 
-    Adder's convolution walks (batch, seqlen, dim): x whose channels lie side by side goes in as it is. Another is copied on a
-    GPU and read with strides on the CPU, and the result is copied to lie as x.
+    Adder's convolution walks (batch, seqlen, dim): x whose channels lie side by side goes in as it is. Another is
+    copied on a GPU and read with strides on the CPU, and the result is copied to lie as x.
     """
     op = "causal_conv1d_fn"
     if x.dim() != 3:
@@ -55,7 +56,8 @@ def causal_conv1d_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_
     kernel, bias = _weights(op, x, weight, bias)
     before = None
     if initial_states is not None:
-        expect_shape(op, "initial_states", initial_states, "(batch, dim, width - 1)", (batch, channels, weight.shape[1] - 1))
+        expect_shape(op, "initial_states", initial_states, "(batch, dim, width - 1)",
+                     (batch, channels, weight.shape[1] - 1))
         before = initial_states.transpose(1, 2).to(kernel.dtype)
     if seq_idx is None:
         y, window = ops.causal_conv1d(rows, kernel, bias, activation=act, initial_window=before)
@@ -102,8 +104,8 @@ def causal_conv1d_update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Te
         x: (batch, dim) or (batch, dim, seqlen). weight: (dim, width). bias: (dim).
         conv_state: (batch, dim, state_len) with state_len >= width - 1, the last inputs, newest last.
         cache_seqlens: (batch), the steps that went before; conv_state is then a ring, step t at t % state_len.
-        conv_state_indices: (batch), the rows of conv_state that the batch's rows use; a negative one is padding: its result
-            is 0 and no state changes.
+        conv_state_indices: (batch), the rows of conv_state that the batch's rows use; a negative one is padding: its
+            result is 0 and no state changes.
         activation: None, "silu" or "swish".
 
     Returns:
@@ -151,8 +153,8 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
         x: (total, dim). cu_seqlens: (batch + 1), where each sequence begins, and total. state_len: the inputs to keep.
 
     Returns:
-        (batch, dim, state_len) in x's type, zeros before the begin of a shorter sequence. Without gradient there, with one
-        here.
+        (batch, dim, state_len) in x's type, zeros before the begin of a shorter sequence. Without gradient there, with
+        one here.
     """
     op = "causal_conv1d_varlen_states"
     if x.dim() != 2 or cu_seqlens.dim() != 1 or len(cu_seqlens) < 1:

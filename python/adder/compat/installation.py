@@ -101,9 +101,9 @@ _after_import = _AfterImport()
 
 
 def install() -> None:
-    """Registers modules mamba_ssm and causal_conv1d that run on Adder, on CPU and GPU, over installed ones too; models of
-    transformers take their fast path on them, also those imported before. Call it before importing programs that use them:
-    names they have imported already stay what they are. Calling it again changes nothing."""
+    """Registers modules mamba_ssm and causal_conv1d that run on Adder, on CPU and GPU, over installed ones too; models
+    of transformers take their fast path on them, also those imported before. Call it before importing programs that use
+    them: names they have imported already stay what they are. Calling it again changes nothing."""
     if _replaced_modules:
         return
     made = {name: _make_module(name, contents) for name, contents in MODULES.items()}

@@ -14,8 +14,8 @@ from ..block import MambaState
 class Mamba(Block):
     """mamba_ssm.Mamba: its arguments, parameters and forward(hidden_states, inference_params=None).
 
-    The state of decoding lies in inference_params.key_value_memory_dict[layer_idx] as there, and any number of tokens may
-    continue from it. use_fast_path is accepted; there is one path.
+    The state of decoding lies in inference_params.key_value_memory_dict[layer_idx] as there, and any number of tokens
+    may continue from it. use_fast_path is accepted; there is one path.
     """
 
     def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | str = "auto",
@@ -29,7 +29,8 @@ class Mamba(Block):
         self.to(device=device, dtype=dtype)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
-        """(batch, seqlen, d_model) to the same. With inference_params the state is read (seqlen_offset > 0) and kept."""
+        """(batch, seqlen, d_model) to the same. With inference_params the state is read (seqlen_offset > 0) and
+        kept."""
         if inference_params is None:
             return super().forward(hidden_states)[0]
         states, before = inference_params.key_value_memory_dict, None

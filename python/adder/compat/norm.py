@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from .. import ops
 
 
-def layer_norm_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, x1: None = None,
-                  weight1: None = None, bias1: None = None, eps: float = 1e-6, dropout_p: float = 0.0, rowscale: None = None,
-                  prenorm: bool = False, residual_in_fp32: bool = False, is_rms_norm: bool = False,
-                  return_dropout_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def layer_norm_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
+                  x1: None = None, weight1: None = None, bias1: None = None, eps: float = 1e-6, dropout_p: float = 0.0,
+                  rowscale: None = None, prenorm: bool = False, residual_in_fp32: bool = False,
+                  is_rms_norm: bool = False, return_dropout_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """layer_norm_fn without its dropout, row scale and second input, which are refused.
 
     Args:
         x, residual: (..., dim). weight, bias: (dim).
-        prenorm: also return x + residual, in residual's type; without residual in float32 where residual_in_fp32, else x's.
+        prenorm: also return x + residual, in residual's type; without residual in float32 where residual_in_fp32, else
+            x's.
 
     Returns:
         The norm of x + residual (..., dim) in x's type.
@@ -35,12 +36,12 @@ def layer_norm_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, residua
 
 
 def rms_norm_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, x1: None = None,
-                weight1: None = None, bias1: None = None, eps: float = 1e-6, dropout_p: float = 0.0, rowscale: None = None,
-                prenorm: bool = False, residual_in_fp32: bool = False,
+                weight1: None = None, bias1: None = None, eps: float = 1e-6, dropout_p: float = 0.0,
+                rowscale: None = None, prenorm: bool = False, residual_in_fp32: bool = False,
                 return_dropout_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """layer_norm_fn with is_rms_norm."""
-    return layer_norm_fn(x, weight, bias, residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm, residual_in_fp32,
-                         True, return_dropout_mask)
+    return layer_norm_fn(x, weight, bias, residual, x1, weight1, bias1, eps, dropout_p, rowscale, prenorm,
+                         residual_in_fp32, True, return_dropout_mask)
 
 
 class RMSNorm(nn.Module):
@@ -56,4 +57,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False,
                 residual_in_fp32: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        return rms_norm_fn(x, self.weight, None, residual, eps=self.eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32)
+        return rms_norm_fn(x, self.weight, None, residual, eps=self.eps, prenorm=prenorm,
+                           residual_in_fp32=residual_in_fp32)

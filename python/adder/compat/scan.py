@@ -19,14 +19,15 @@ def _parameter(op: str, name: str, tensor: Tensor, A: Tensor, letters: str, shap
 
 
 def _per_step(op: str, name: str, tensor: Tensor, u: Tensor, A: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, N, L) or (B, G, N, L) to (B, L, G, N); complex (..., N, 2 L), real and imaginary part of each step side by side,
-    to (B, L, G, 2 N), those of each state side by side. Constant (D, N) as it is."""
+    """(B, N, L) or (B, G, N, L) to (B, L, G, N); complex (..., N, 2 L), real and imaginary part of each step side by
+    side, to (B, L, G, 2 N), those of each state side by side. Constant (D, N) as it is."""
     if tensor.dim() == 2:
         return _parameter(op, name, tensor, A, "(dim, dstate)", tuple(A.shape))
     batch, length, state = u.shape[0], u.shape[2], A.shape[1]
     if tensor.dim() not in (3, 4):
-        raise ValueError(f"{op}: {name} must have shape (dim, dstate), (batch, dstate, seqlen) or (batch, groups, dstate, "
-                         f"seqlen), got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have shape (dim, dstate), (batch, dstate, seqlen) or (batch, groups, dstate, "
+            f"seqlen), got {tuple(tensor.shape)}")
     grouped = tensor.unsqueeze(1) if tensor.dim() == 3 else tensor
     values = 2 if A.is_complex() else 1
     letters = f"(batch, groups, dstate, {'2 ' if values == 2 else ''}seqlen)"
@@ -57,7 +58,8 @@ def selective_scan_fn(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     """mamba_ssm.ops.selective_scan_interface.selective_scan_fn, on the CPU too.
 
     Args:
-        u, delta, z: (batch, dim, seqlen), float32, float64, bfloat16 or float16; where types differ the widest is computed in.
+        u, delta, z: (batch, dim, seqlen), float32, float64, bfloat16 or float16; where types differ the widest is
+            computed in.
         A: (dim, dstate), real or complex.
         B, C: (dim, dstate), (batch, dstate, seqlen) or (batch, groups, dstate, seqlen); A complex: a last dimension of
             2 seqlen, real and imaginary part of each step side by side.
@@ -67,9 +69,9 @@ def selective_scan_fn(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     Returns:
         (batch, dim, seqlen) in u's type, in memory as u. Unlike there, the gradient goes through the last state too.
 
-    Adder's scan walks (batch, seqlen, dim): tensors whose channels lie side by side (transposed views of such) go in as they
-    are. Others are copied on a GPU, one read and one write each, and read with strides on the CPU, about twice the time; the
-    result is copied where seqlen lies side by side in u.
+    Adder's scan walks (batch, seqlen, dim): tensors whose channels lie side by side (transposed views of such) go in as
+    they are. Others are copied on a GPU, one read and one write each, and read with strides on the CPU, about twice the
+    time; the result is copied where seqlen lies side by side in u.
     """
     op = "selective_scan_fn"
     _scan_layout(op, u, delta, z)
@@ -92,10 +94,10 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def mamba_inner_fn(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None, x_proj_weight: Tensor,
                    delta_proj_weight: Tensor, out_proj_weight: Tensor, out_proj_bias: Tensor | None, A: Tensor,
                    B: Tensor | None = None, C: Tensor | None = None, D: Tensor | None = None,
-                   delta_bias: Tensor | None = None, B_proj_bias: Tensor | None = None, C_proj_bias: Tensor | None = None,
-                   delta_softplus: bool = True, checkpoint_lvl: int = 1, b_rms_weight: Tensor | None = None,
-                   c_rms_weight: Tensor | None = None, dt_rms_weight: Tensor | None = None,
-                   b_c_dt_rms_eps: float = 1e-6) -> Tensor:
+                   delta_bias: Tensor | None = None, B_proj_bias: Tensor | None = None,
+                   C_proj_bias: Tensor | None = None, delta_softplus: bool = True, checkpoint_lvl: int = 1,
+                   b_rms_weight: Tensor | None = None, c_rms_weight: Tensor | None = None,
+                   dt_rms_weight: Tensor | None = None, b_c_dt_rms_eps: float = 1e-6) -> Tensor:
     """mamba_ssm.ops.selective_scan_interface.mamba_inner_fn: the block between in_proj and the residual.
 
     Args:
@@ -105,8 +107,8 @@ def mamba_inner_fn(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None
         delta_proj_weight: (dim, rank). out_proj_weight: (d_model, dim). out_proj_bias: (d_model).
         A, B, C: as in selective_scan_fn; B or C None: from the input.
         checkpoint_lvl: accepted and not needed: the operators' own backward passes recompute.
-        b_rms_weight, c_rms_weight: (dstate), RMS norms of B and C. dt_rms_weight: (rank) normalises the low-rank delta, as
-            Falcon Mamba is defined; (dim) the projected one, as the original function does.
+        b_rms_weight, c_rms_weight: (dstate), RMS norms of B and C. dt_rms_weight: (rank) normalises the low-rank delta,
+            as Falcon Mamba is defined; (dim) the projected one, as the original function does.
 
     Returns:
         (batch, seqlen, d_model). Under autocast products are computed in its type.
@@ -144,17 +146,17 @@ def mamba_inner_fn(xz: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor | None
 
 @functools.wraps(mamba_inner_fn)
 def falcon_inner_fn(*arguments, dt_rms_weight: Tensor | None = None, **named) -> Tensor:
-    # transformers' Falcon Mamba: the weights of its norms are ones of whatever length, and wherever else it computes delta
-    # it is the low-rank one that is normalised.
+    # transformers' Falcon Mamba: the weights of its norms are ones of whatever length, and wherever else it computes
+    # delta it is the low-rank one that is normalised.
     projection = named["delta_proj_weight"] if "delta_proj_weight" in named else arguments[4]
     if dt_rms_weight is not None:
         dt_rms_weight = dt_rms_weight[:projection.shape[1]]
     return mamba_inner_fn(*arguments, dt_rms_weight=dt_rms_weight, **named)
 
 
-def selective_state_update(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
-                           z: Tensor | None = None, dt_bias: Tensor | None = None, dt_softplus: bool = False,
-                           state_batch_indices: Tensor | None = None) -> Tensor:
+def selective_state_update(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+                           D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None,
+                           dt_softplus: bool = False, state_batch_indices: Tensor | None = None) -> Tensor:
     """mamba_ssm.ops.triton.selective_state_update.selective_state_update: one step of the scan, state changed in place.
 
     Args:
@@ -162,8 +164,8 @@ def selective_state_update(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: T
         x, dt, z: (batch, dim) or (batch, heads, dim).
         A: (dim, dstate) or (heads, dim, dstate). D, dt_bias: (dim) or (heads, dim).
         B, C: (batch, dstate) or (batch, groups, dstate).
-        state_batch_indices: (batch), the rows of state that the batch's rows use; a negative one is padding: its result is
-            0 and no state changes.
+        state_batch_indices: (batch), the rows of state that the batch's rows use; a negative one is padding: its result
+            is 0 and no state changes.
 
     Returns:
         x's shape and type. Where gradients are recorded they go through the result and the state.
