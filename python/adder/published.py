@@ -6,6 +6,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +196,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             return _read_file(folder / name)
         if index.is_file():
             tensors: dict[str, Tensor] = {}
-            for part in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            parts = json.loads(index.read_text())
+            if not isinstance(parts, dict) or not isinstance(parts.get("weight_map"), dict):
+                raise ValueError(f'{index}: must hold an object "weight_map"')
+            for part in sorted(set(parts["weight_map"].values())):
                 if Path(part).name != part:
                     raise ValueError(f"{index}: the part {part!r} must lie in the same folder")
                 tensors |= _read_file(folder / part)
@@ -255,13 +260,27 @@ def save_published(model: MambaLM, path: str | os.PathLike, form: str = "transfo
         kept = dtype if name.endswith(LARGE) else torch.float32
         theirs = name.replace("backbone.embedding.", "backbone.embeddings.") if form == "transformers" else name
         tensors[theirs] = parameter.detach().to("cpu", kept).contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    if form == "original":
-        if model.options.tie_embeddings:  # the original package asks for the head by name
-            tensors[HEAD] = tensors[EMBEDDING]
-        torch.save(tensors, folder / "pytorch_model.bin")
-    else:
-        from safetensors.torch import save_file
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: written beside its name, then renamed, which may replace an empty folder.
+    written = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        written.chmod(0o777 & ~_umask())
+        if form == "original":
+            if model.options.tie_embeddings:  # the original package asks for the head by name
+                tensors[HEAD] = tensors[EMBEDDING]
+            torch.save(tensors, written / "pytorch_model.bin")
+        else:
+            from safetensors.torch import save_file
 
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            save_file(tensors, written / "model.safetensors", metadata={"format": "pt"})
+        (written / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        written.rename(folder)
+    except BaseException:
+        shutil.rmtree(written, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
