@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times adder.compat in mamba_ssm's and causal_conv1d's layout, (B, D, L) with time side by side, against the figures of
 those packages on one NVIDIA H200 (mamba-ssm e9594ce, causal-conv1d 0d2252d, bfloat16; B and C (B, N, L), N = 16, z, D,
-delta_bias, softplus; width 4, bias, silu). Medians of events around single calls, the changes of layout included.
+delta_bias, softplus; width 4, bias, silu). Medians of events around ten calls, the changes of layout included.
 
   tests/peers/compat_speed.py [--json OUT]
 
@@ -29,7 +29,7 @@ from adder import compat  # noqa: E402
 SCAN = {(8, 2048, 2048): (0.5916, 2.8802), (8, 5120, 2048): (1.4496, 7.0784), (64, 2048, 256): (0.5758, 3.4019),
         (1, 2048, 65536): (2.9551, 14.02)}
 CONV = {(8, 2048, 2048): (0.05, 0.2348), (8, 5120, 2048): (0.0891, 0.2447)}
-STATE, WIDTH = 16, 4
+STATE, WIDTH, CALLS = 16, 4, 10
 TOLERANCE = 1e-2  # of the largest value; bfloat16 rounds to 4e-3
 
 
@@ -105,29 +105,26 @@ def check(name: str, shape: tuple[int, int, int], make: Callable, run: Callable,
 
 
 def median_ms(work: Callable[[dict], object], sets: list[dict], device: str, runs: int) -> float:
-    for i in range(5):
-        work(sets[i % len(sets)])
     times = []
-    for i in range(runs):
-        if device == "cpu":
-            started = time.perf_counter()
+    for run in range(runs + 2):  # the first two warm up
+        if device == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+        started = time.perf_counter()
+        for i in range(CALLS):
             work(sets[i % len(sets)])
-            times.append((time.perf_counter() - started) * 1e3)
-            continue
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        before.record()
-        work(sets[i % len(sets)])
-        after.record()
-        torch.cuda.synchronize()
-        times.append(before.elapsed_time(after))
-    return statistics.median(times)
+        if device == "cuda":
+            after.record()
+            torch.cuda.synchronize()
+        ms = before.elapsed_time(after) if device == "cuda" else (time.perf_counter() - started) * 1e3
+        times.append(ms / CALLS)
+    return statistics.median(times[2:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     small = {(2, 64, 256): (float("nan"), float("nan"))}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 import time
@@ -215,6 +216,29 @@ def exactly(reference):
     return call
 
 
+class XFailed(Exception):
+    pass
+
+
+class _Marks:
+    """pytest.mark: parameters are read from the source."""
+
+    def __getattr__(self, name: str):
+        return lambda *_, **__: lambda function: function
+
+
+def _xfail(reason: str) -> None:
+    raise XFailed(reason)
+
+
+class _Environment:
+    """What the tests use of pytest's monkeypatch."""
+
+    @staticmethod
+    def delenv(name: str, raising: bool = True) -> None:
+        os.environ.pop(name, None)
+
+
 _tests: dict[str, ModuleType] = {}
 _exact: dict[str, object] = {}
 
@@ -226,6 +250,8 @@ def begin(peers: Path, device: str, threads: int, repeats: int) -> None:
     sys.path.append(str(peers))
     import adder.compat
     adder.compat.install()
+    sys.modules["pytest"] = ModuleType("pytest")
+    stand_in("pytest", mark=_Marks(), xfail=_xfail)
     stand_in("causal_conv1d.cpp_functions", causal_conv1d_fwd_function=None, causal_conv1d_bwd_function=None,
              causal_conv1d_update_function=None)
     stand_in("mamba_ssm.utils")
@@ -248,7 +274,6 @@ def begin(peers: Path, device: str, threads: int, repeats: int) -> None:
 def attempt(name: str, case: dict, **functions: object) -> tuple[list[Comparison], str]:
     """The comparisons of a case with some functions in the place of those that the test imports, and the error that
     ended it."""
-    import pytest
     module, error, case = _tests[name], "", dict(case)
     module.by_fan_in = case.pop("by_fan_in", False)
     kept = {key: vars(module)[key] for key in functions if key in vars(module)}
@@ -256,9 +281,8 @@ def attempt(name: str, case: dict, **functions: object) -> tuple[list[Comparison
     _comparisons.clear()
     function = getattr(module, name)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            function(**case, **({"monkeypatch": patch} if "monkeypatch" in function.__code__.co_varnames else {}))
-    except (Exception, pytest.xfail.Exception) as raised:
+        function(**case, **({"monkeypatch": _Environment} if "monkeypatch" in function.__code__.co_varnames else {}))
+    except Exception as raised:
         line = traceback.extract_tb(raised.__traceback__)[-1].line
         error = f"{type(raised).__name__}: {str(raised)[:300]} ({line})"
     vars(module).update(kept)
