@@ -5,7 +5,7 @@ ADDER := build/release/adder
 PYTHON := .venv/bin/python
 CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH)
 
-.PHONY: help setup build test test-asan test-tsan demo bench format format-check lint layers clean
+.PHONY: help setup build test test-asan test-tsan test-peers demo bench format format-check lint layers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 test-tsan: ## run the tests of host threads under ThreadSanitizer
 	@$(MAKE) build PRESET=tsan
 	@ctest --preset tsan -L threads
+
+test-peers: build ## compare with other programs: llama.cpp, transformers, the reference's tests (ADDER_PEERS)
+	@tests/peers/run.sh
 
 demo: setup ## train with and without selection, draw both curves, train on this project's text
 	@cmake --preset release $(CMAKE_FLAGS) -Wno-dev --log-level=WARNING
