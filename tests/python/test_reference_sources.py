@@ -79,12 +79,13 @@ def test_all_values_of_parameters_are_found(tests):
     assert test.applies({"deep": False, "seqlen": 1}) and not test.applies({"deep": True, "seqlen": 1})
 
 
-def run(function, monkeypatch, reference=product):
+def run(function, monkeypatch, reference=product, exact_name="product_fn"):
     tree = ast.fix_missing_locations(sources.Recorded().visit(ast.parse(sources.moved(SOURCE, "cpu", 1))))
     module = sources.execute(pathlib.Path("test_a.py"), tree, compare=sources.compare, near=sources.near,
                              product_fn=function, product_ref=reference, print=lambda *_: None)
     monkeypatch.setattr(sources, "_tests", {"test_product": module})
-    monkeypatch.setattr(sources, "_exact", {"product_ref": product})
+    monkeypatch.setattr(sources, "EXACT", {"product_ref": exact_name})
+    monkeypatch.setattr(sources, "_exact", {"product_ref": sources.Exactly(product)})
     return sources.run_case(("test_product", {"deep": False, "seqlen": 2, "itype": torch.float32}))
 
 
@@ -117,3 +118,8 @@ def test_where_float64_does_not_pass_the_distance_from_it_counts(error, outcome,
     """The reference is off by 0.1; a function off by less is no failure, one off by more than twice that is."""
     result = run(lambda x, w: x * w + error, monkeypatch, reference=lambda x, w: x * w + 0.1)
     assert result["outcome"] == outcome
+
+
+def test_without_a_reference_in_float64_nothing_is_excused(monkeypatch):
+    result = run(lambda x, w: x * w + 1e-3, monkeypatch, reference=lambda x, w: x * w + 0.1, exact_name="another_fn")
+    assert result["outcome"] == "failed"
