@@ -34,10 +34,11 @@ struct ScanPlan {
       chunk_offset[s + 1] = chunk_offset[s] + (sequence_length(layout, s) + kScanChunk - 1) / kScanChunk;
   }
 
-  // A few thousand states are done before other threads have woken up.
+  // So few states, a decoding step of a small model, are done before other threads have woken up; on a busy machine the
+  // wait for them takes milliseconds.
   int64_t useful_threads(const SequenceLayout& layout, int64_t threads) const {
     const int64_t states = layout.batch * layout.length * units * kUnit * planes;
-    return states < 16384 ? 1 : threads;
+    return states < 32768 ? 1 : threads;
   }
 
   static int64_t sequence_begin(const SequenceLayout& layout, int64_t s) {
