@@ -91,6 +91,17 @@ __global__ void __launch_bounds__(128, 4) fast_forward(const CausalConv1dForward
   const int64_t d = i % columns * kChannels, s = run.s, j0 = run.j0;
   const SequenceRows rows(p.layout, s);
   if (!run.has_work(rows)) return;
+  const int64_t x_step = rows.step * p.x.l, y_step = rows.step * p.y.l;
+  const T* from = p.x.data + rows.b * p.x.b + rows.time(j0) * p.x.l + d;
+  T* to = p.y.data + rows.b * p.y.b + rows.time(j0) * p.y.l + d;
+  const int count = static_cast<int>(min(rows.length - j0, steps));
+  const int groups = count / kAhead;
+  Ring ring(shared, from, x_step);
+#pragma unroll
+  for (int g = 0; g < kStages - 1; ++g) {
+    if (g < groups) ring.fetch(g);
+    end_copies();
+  }
   float weight[kWidth][kChannels], bias[kChannels];
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
@@ -117,17 +128,6 @@ __global__ void __launch_bounds__(128, 4) fast_forward(const CausalConv1dForward
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) x[k][c] = x[k + by][c];
   };
-  const int64_t x_step = rows.step * p.x.l, y_step = rows.step * p.y.l;
-  const T* from = p.x.data + rows.b * p.x.b + rows.time(j0) * p.x.l + d;
-  T* to = p.y.data + rows.b * p.y.b + rows.time(j0) * p.y.l + d;
-  const int count = static_cast<int>(min(rows.length - j0, steps));
-  const int groups = count / kAhead;
-  Ring ring(shared, from, x_step);
-#pragma unroll
-  for (int g = 0; g < kStages - 1; ++g) {
-    if (g < groups) ring.fetch(g);
-    end_copies();
-  }
   for (int g = 0; g < groups; ++g) {
     if (g + kStages - 1 < groups) ring.fetch((g + kStages - 1) % kStages);
     end_copies();

@@ -32,6 +32,13 @@ inline int shared_memory_limit() {
   return bytes;
 }
 
+inline int processor_count() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
 // Blocks for `tasks` pieces of work that threads walk through with the grid as their stride: any number of pieces is
 // served by a grid that the hardware allows.
 inline unsigned grid_for(int64_t tasks, int64_t per_block) {

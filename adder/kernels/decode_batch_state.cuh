@@ -163,9 +163,7 @@ struct BatchStateLaunch {
 };
 
 inline BatchStateLaunch batch_state_launch(const DecodeShape& s) {
-  int device = 0, processors = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  const int processors = processor_count();
   const int blocks = s.d_inner / kStateChannels, groups = (s.rows + kStateRows - 1) / kStateRows;
   const auto of = [&]<int kStates>() {
     // Blocks that are all at work at once.

@@ -20,7 +20,7 @@ class Step {
         z_(reinterpret_cast<float*>(shared + l.own)),
         progress_(reinterpret_cast<int*>(shared + l.progress)),
         layers_(reinterpret_cast<const DecodeLayer<W>*>(shared + l.layers)),
-        ring_(ring_in(l, shared), static_cast<int>(threadIdx.x) / 32),
+        ring_(ring_in(l, shared)),
         shares_(p),
         own_(shares_.channels),
         channels_(own_.end - own_.begin),
@@ -31,7 +31,7 @@ class Step {
                      : rows_ > 2 ? 2
                                  : kWarps / rows_),
         one_of_model_(1.0f / static_cast<float>(p.d_model)),
-        direct_(projects_directly(p)),
+        direct_(projects_directly<W>(p)),
         round_(*e_.launches * static_cast<unsigned>(p.layers)) {
     u_ = z_ + rows_ * channels_;
   }
@@ -152,7 +152,7 @@ class Step {
         for (int m = own.begin + thread; m < own.end; m += threads)
           residual_[row * (own.end - own.begin) + m - own.begin] = widen(from[m]);
       } else {
-        take_words<float, 3>(e_.residual + row * p_.d_model, vectors, round_, thread, threads, weights_of, use);
+        take_words<float>(e_.residual + row * p_.d_model, vectors, round_, thread, threads, weights_of, use);
       }
     }
     sum = sum_lanes(sum, 32);
@@ -170,16 +170,16 @@ class Step {
   __device__ __forceinline__ void take_activations(const typename Word<W>::Bits* from) {
     constexpr int kVector = Word<W>::kVector;
     const int d_inner = p_.d_inner, gap = pitch(d_inner) - d_inner;
-    take_words<W, 3>(from, rows_ * d_inner / kVector, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
-                     [&](int v, const W(&values)[kVector], int) {
-                       const int at = v * kVector;
-                       int row = 0;
-                       for (int r = 1; r < rows_; ++r) row += at >= r * d_inner;
-                       Vector<W, kVector> out;
+    take_words<W>(from, rows_ * d_inner / kVector, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
+                  [&](int v, const W(&values)[kVector], int) {
+                    const int at = v * kVector;
+                    int row = 0;
+                    for (int r = 1; r < rows_; ++r) row += at >= r * d_inner;
+                    Vector<W, kVector> out;
 #pragma unroll
-                       for (int k = 0; k < kVector; ++k) out.value[k] = values[k];
-                       *reinterpret_cast<Vector<W, kVector>*>(activations_ + at + row * gap) = out;
-                     });
+                    for (int k = 0; k < kVector; ++k) out.value[k] = values[k];
+                    *reinterpret_cast<Vector<W, kVector>*>(activations_ + at + row * gap) = out;
+                  });
     meet();
   }
 
@@ -213,7 +213,7 @@ class Step {
           const Piece piece = ring_.wait(units);
           product.template add<kWarps>(piece, min(kPieceColumns<W>, first.columns - column), activations_ + column,
                                        pitch(first.columns), rows_, warp_, lane_);
-          ring_.release(units, lane_);
+          ring_.release(lane_);
         }
         product.store(partial + t * at_once + warp_ * kTileRows * rows_, rows_, lane_);
       }
@@ -260,7 +260,7 @@ class Step {
     const Share own = shares_.projected;
     const W* const from = layer.x_weight + own.begin * p_.d_inner;
     float sum[kMostDirect] = {};
-    take_words<W, 2>(
+    take_words_by<W, kDirectVectors>(
         e_.u, p_.d_inner / kVector, round_, static_cast<int>(threadIdx.x), kThreads,
         [&](int v) {
           Weights w;
@@ -299,11 +299,11 @@ class Step {
     Lane lane{};
     int item = static_cast<int>(threadIdx.x);
     if (item < items) lane.load(p_, layer, own_, item);  // these need not wait
-    take_words<float, 1>(e_.projected, rows_ * values / 2, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
-                         [&](int v, const float(&x)[2], int) {
-                           projected_[2 * v] = x[0];
-                           projected_[2 * v + 1] = x[1];
-                         });
+    take_words_by<float, 1>(e_.projected, rows_ * values / 2, round_, static_cast<int>(threadIdx.x), kThreads, no_more,
+                            [&](int v, const float(&x)[2], int) {
+                              projected_[2 * v] = x[0];
+                              projected_[2 * v + 1] = x[1];
+                            });
     const int units = units_for_narrow(channels_);
     const Piece weights = ring_.wait(units);
     meet();
@@ -343,7 +343,7 @@ class Step {
       if (is_item) store_floats(layer.state + d * kStates + lane.quarter * Lane::kEach, lane.state);
       if (item + kThreads < items) lane.load(p_, layer, own_, item + kThreads);
     }
-    ring_.release(units, lane_);
+    ring_.release(lane_);
   }
 
   const DecodeStep<W>& p_;

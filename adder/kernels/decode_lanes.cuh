@@ -40,7 +40,7 @@ struct ConvolutionLane {
     const float* const from = layer.window + row * (width - 1) * p.d_inner + d;
 #pragma unroll
     for (int k = 0; k < kMostWidth; ++k) {
-      if (k + 1 < width) window[k] = from[k * p.d_inner];
+      if (k < kMostWidth - 1 && k + 1 < width) window[k] = from[k * p.d_inner];
       if (k < width) weight[k] = layer.conv_weight[d * width + k];
     }
     bias = layer.conv_bias != nullptr ? layer.conv_bias[d] : 0.0f;

@@ -21,7 +21,7 @@ class Loader {
     for (int i = 0; i < p_.layers; ++i) {
 #pragma unroll 1
       for (int matrix = 0; matrix < kMatrices; ++matrix) {
-        if (matrix == kX && projects_directly(p_)) continue;
+        if (matrix == kX && projects_directly<W>(p_)) continue;
         const WeightRows<W> rows = rows_of(p_, layers_[i], shares_, matrix);
         if (matrix == kDt)
           ring_.write_narrow(rows);
@@ -59,7 +59,7 @@ class Loader {
     }
     prefetch_lines(layer.A + own.begin * p_.states, channels * p_.states * 4);
     prefetch_lines(layer.conv_weight + own.begin * p_.width, channels * p_.width * 4);
-    if (projects_directly(p_))
+    if (projects_directly<W>(p_))
       prefetch_lines(layer.x_weight + shares_.projected.begin * p_.d_inner,
                      (shares_.projected.end - shares_.projected.begin) * p_.d_inner * static_cast<int>(sizeof(W)));
     prefetch_lines(layer.dt_bias + own.begin, channels * 4);

@@ -12,8 +12,9 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that compute
 constexpr int kAllThreads = kThreads + 32 * (kLoadWarps + 1);
 constexpr int kMostBlocks = 1024;
 constexpr int kTilesAtOnce = 2;
-constexpr int kMostWidth = 4;   // of the convolution
-constexpr int kMostDirect = 2;  // rows of x_proj of a block that need not go through the ring
+constexpr int kMostWidth = 4;      // of the convolution
+constexpr int kMostDirect = 2;     // rows of x_proj of a block that need not go through the ring
+constexpr int kDirectVectors = 2;  // of their columns, for each thread
 
 // What blocks tell each other, a word a value. Each is written again only by blocks that have had something of later
 // stages from all others, who have read it by then.
@@ -69,8 +70,10 @@ __device__ __forceinline__ int tiles(const WeightRows<W>& rows) {
   return (rows.end - rows.begin + kTileRows - 1) / kTileRows;
 }
 
+template <typename W>
 __device__ __forceinline__ bool projects_directly(const DecodeShape& s) {
-  return s.rows == 1 && s.rank + 2 * s.states <= kMostDirect * static_cast<int>(gridDim.x);
+  return s.rows == 1 && s.rank + 2 * s.states <= kMostDirect * static_cast<int>(gridDim.x) &&
+         s.d_inner <= kDirectVectors * Word<W>::kVector * kThreads;
 }
 
 enum Matrix { kInX, kInZ, kX, kDt, kOut, kMatrices };

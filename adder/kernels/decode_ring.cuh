@@ -37,14 +37,8 @@ __device__ __forceinline__ void wait_for(const uint64_t* barrier, unsigned parit
   } while (done == 0);
 }
 
-// A word in shared memory by which warps of a block tell each other how far they are.
-__device__ __forceinline__ void tell(int* to, int value) {
-  asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(to)), "r"(value) : "memory");
-}
-__device__ __forceinline__ int told(const int* from) {
-  int value;
-  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(value) : "r"(shared_address(from)) : "memory");
-  return value;
+__device__ __forceinline__ void arrive(const uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // From Hopper on a thread has whole rows copied, and the barrier counts bytes.
@@ -54,10 +48,12 @@ constexpr int kCopiers = 1;
 constexpr int kCopiers = 32 * kLoadWarps;
 #endif
 
-// In shared memory: which pieces have come, and how many units each reading warp has given back.
+constexpr int kRingReaders = 8;  // warps
+
+// In shared memory: which pieces have come, and which all readers have given back. A barrier's arrival is release
+// enough; a store with release would be a fence of the whole block.
 struct RingState {
-  uint64_t full[kMostPieces];
-  int given_back[8];
+  uint64_t full[kMostPieces], empty[kMostPieces];
 };
 
 struct Ring {
@@ -67,8 +63,10 @@ struct Ring {
 };
 
 __device__ inline void prepare(const Ring& ring) {
-  for (int i = 0; i < kMostPieces; ++i) init_barrier(shared_address(&ring.state->full[i]), kCopiers);
-  for (int& count : ring.state->given_back) count = 0;
+  for (int i = 0; i < kMostPieces; ++i) {
+    init_barrier(shared_address(&ring.state->full[i]), kCopiers);
+    init_barrier(shared_address(&ring.state->empty[i]), kRingReaders);
+  }
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies report to the barriers as initialised here
 #endif
@@ -154,20 +152,23 @@ class RingWriter {  // one for each of the loading warps
 #endif
   }
 
-  // Waits until all readers have given back so many units. As many pieces as there are barriers can not be in the ring
-  // at once, as each takes a unit.
+  // Waits until all readers have given back the oldest pieces, as many as the next one needs the units of. No more
+  // pieces than there are barriers can be in the ring at once, as each takes a unit.
   __device__ __forceinline__ void reserve(int units) {
     taken_ += units;
-    while (taken_ - given_back_ > ring_.units) {
-      given_back_ = taken_;
-#pragma unroll
-      for (const int& count : ring_.state->given_back) given_back_ = min(given_back_, told(&count));
+    while (taken_ > ring_.units) {
+      wait_for(&ring_.state->empty[oldest_.piece], oldest_.parity);
+      const int in_lane = oldest_.piece < 32 ? units_of_[0] : units_of_[1];
+      taken_ -= __shfl_sync(0xFFFFFFFFu, in_lane, oldest_.piece % 32);
+      oldest_.advance(0, ring_.units);
     }
+    if (lane_ == place_.piece % 32) (place_.piece < 32 ? units_of_[0] : units_of_[1]) = units;
   }
 
   Ring ring_;
-  RingPlace place_;
-  int taken_ = 0, given_back_ = 0, warp_, lane_;
+  RingPlace place_, oldest_;
+  int taken_ = 0, units_of_[2] = {}, warp_, lane_;  // units of the pieces in the ring, a piece a lane
+  static_assert(kMostPieces == 64);
 };
 
 // Rows of a piece as they lie in the ring.
@@ -181,9 +182,9 @@ struct Piece {
   __device__ __forceinline__ unsigned within(unsigned at) const { return at >= end ? at - size : at; }
 };
 
-class RingReader {  // each of the eight computing warps has its own
+class RingReader {  // each of the computing warps has its own
  public:
-  __device__ RingReader(const Ring& ring, int warp) : ring_(ring), warp_(warp) {}
+  __device__ explicit RingReader(const Ring& ring) : ring_(ring) {}
 
   // The next piece, of so many units, once it has come.
   __device__ __forceinline__ Piece wait(int units) {
@@ -193,17 +194,17 @@ class RingReader {  // each of the eight computing warps has its own
     place_.advance(units, ring_.units);
     return piece;
   }
-  // Gives the oldest pieces back, of so many units in all.
-  __device__ __forceinline__ void release(int units, int lane) {
-    given_back_ += units;
+  // Gives the oldest piece back.
+  __device__ __forceinline__ void release(int lane) {
     __syncwarp();
-    if (lane == 0) tell(&ring_.state->given_back[warp_], given_back_);
+    if (lane == 0) arrive(&ring_.state->empty[oldest_]);
+    if (++oldest_ == kMostPieces) oldest_ = 0;
   }
 
  private:
   Ring ring_;
   RingPlace place_;
-  int given_back_ = 0, warp_;
+  int oldest_ = 0;
 };
 
 template <typename T>
@@ -229,13 +230,29 @@ struct TileProduct<bfloat16> {
     const unsigned upper = piece.row(row) + from, lower = piece.row(row + 8) + from;
     const unsigned x = shared_address(activations + row * pitch) + from;
     constexpr int kStride = 2 * kBlock * kWarps, kSteps = kRowBytes / kStride;
+    struct Operands {
+      uint4 a, b, c;
+    };
+    const auto load = [&](int step) -> Operands {
+      return {load_shared<uint4>(upper + step * kStride), load_shared<uint4>(lower + step * kStride),
+              row < rows ? load_shared<uint4>(x + step * kStride) : uint4{0, 0, 0, 0}};
+    };
+    const auto multiply = [&](const Operands& o) {
+      multiply_16x8(sum[0], o.a.x, o.b.x, o.a.y, o.b.y, o.c.x, o.c.y);
+      multiply_16x8(sum[1], o.a.z, o.b.z, o.a.w, o.b.w, o.c.z, o.c.w);
+    };
+    if (columns == kPieceColumns<bfloat16>) {  // a branch between the steps would keep their loads from overlapping
+      Operands all[kSteps];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (kBlock * (warp + step * kWarps) >= columns) break;
-      const auto a = load_shared<uint4>(upper + step * kStride), b = load_shared<uint4>(lower + step * kStride);
-      const uint4 c = row < rows ? load_shared<uint4>(x + step * kStride) : uint4{0, 0, 0, 0};
-      multiply_16x8(sum[0], a.x, b.x, a.y, b.y, c.x, c.y);
-      multiply_16x8(sum[1], a.z, b.z, a.w, b.w, c.z, c.w);
+      for (int step = 0; step < kSteps; ++step) all[step] = load(step);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) multiply(all[step]);
+    } else {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        if (kBlock * (warp + step * kWarps) >= columns) break;
+        multiply(load(step));
+      }
     }
   }
   // To (rows, 16).

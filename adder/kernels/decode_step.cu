@@ -42,10 +42,7 @@ auto kernel_for(int states) {
 
 // Every block has something to say in every stage that all wait for.
 int blocks_for(const DecodeShape& s) {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return std::min({count, s.d_model, kMostBlocks});
+  return std::min({processor_count(), s.d_model, kMostBlocks});
 }
 
 }  // namespace

@@ -251,13 +251,16 @@ int piece_of(const SelectiveScanForward<T>& p) {
 template <typename T, int N, bool kGate, int kPiece>
 void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
   using Tiles = ForwardTiles<T, N, kChannelsEach>;
-  const auto kernel = fast_forward < T, N, kChannelsEach, kGate, kPiece, kWarps, kPiece == 0 ? 2 : 4 > ;
   constexpr int kShared = static_cast<int>(sizeof(Tiles)) * kWarps;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
   const int64_t group_channels = p.channels / p.groups;
   const int64_t tiles = p.groups * ((group_channels + Tiles::kChannels - 1) / Tiles::kChannels);
   const int64_t tasks = p.layout.sequences * tiles * parts.count;
   if (tasks == 0) return;
+  // Shared memory has room for three blocks. Where there is work for two, they may have more registers each.
+  auto kernel = fast_forward<T, N, kChannelsEach, kGate, kPiece, kWarps, 2>;
+  if constexpr (kPiece > 0)
+    if (tasks > 2 * kWarps * processor_count()) kernel = fast_forward<T, N, kChannelsEach, kGate, kPiece, kWarps, 3>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
   const int64_t direction = p.layout.reverse ? -1 : 1,
                 bytes = direction * Tiles::kSteps * static_cast<int64_t>(sizeof(T));
   const auto stride = [&](int64_t l) { return static_cast<int>(bytes * l); };
