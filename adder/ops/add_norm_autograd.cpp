@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "adder/ops/add_norm_schema.h"
+#include "adder/ops/autograd.h"
 #include "adder/ops/checks.h"
 
 namespace adder::ops {
@@ -12,8 +12,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct AddNormFunction : torch::autograd::Function<AddNormFunction> {
-  static variable_list forward(AutogradContext* context, ADDER_ADD_NORM_ARGUMENTS) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  static variable_list forward(AutogradContext* context, ADDER_ADD_NORM_ARGUMENTS, HiddenTransforms& transforms) {
+    const BelowAutograd below(transforms);
     auto [y, residual_out, rstd, mean] = add_norm_fwd(ADDER_ADD_NORM_NAMES);
     context->save_for_backward({residual_out, weight, rstd, mean});
     context->saved_data["kind"] = std::string(kind);
@@ -46,6 +46,7 @@ struct AddNormFunction : torch::autograd::Function<AddNormFunction> {
             bias_dtype.isNone() ? none : dbias.to(bias_dtype.toScalarType()),
             none,
             none,
+            none,
             none};
   }
 };
@@ -53,7 +54,8 @@ struct AddNormFunction : torch::autograd::Function<AddNormFunction> {
 std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_ADD_NORM_ARGUMENTS) {
   check_no_forward_gradient("add_norm", {x, residual, weight, bias});
   if (at::GradMode::is_enabled() && any_requires_grad({x, residual, weight, bias})) {
-    variable_list out = AddNormFunction::apply(ADDER_ADD_NORM_NAMES);
+    HiddenTransforms transforms;
+    variable_list out = AddNormFunction::apply(ADDER_ADD_NORM_NAMES, transforms);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -62,15 +64,28 @@ std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_ADD_NORM_ARGUMENTS) {
 }
 
 AddNormBackwardResult no_second_derivative(ADDER_ADD_NORM_BACKWARD_ARGUMENTS) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !at::GradMode::is_enabled() || !any_requires_grad({dy, dresidual_out, residual_out, weight}),
-      "add_norm: has no second derivative; add_norm_composite has");
+  check_no_forward_gradient("add_norm", {dy, dresidual_out, residual_out, weight});
   at::AutoDispatchBelowADInplaceOrView guard;
-  return add_norm_bwd(ADDER_ADD_NORM_BACKWARD_NAMES);
+  AddNormBackwardResult grads = add_norm_bwd(ADDER_ADD_NORM_BACKWARD_NAMES);
+  auto& [dx, dresidual, dweight, dbias] = grads;
+  refuse_second_derivative("add_norm", edges_of({dy, dresidual_out, residual_out, weight}),
+                           {dx, dresidual, dweight, dbias});
+  return grads;
+}
+
+// Reached where torch.func.grad lies within another transform that wants derivatives.
+AddNormForwardResult no_derivative_of_forward(ADDER_ADD_NORM_ARGUMENTS) {
+  check_no_forward_gradient("add_norm", {x, residual, weight, bias});
+  at::AutoDispatchBelowADInplaceOrView guard;
+  AddNormForwardResult out = add_norm_fwd(ADDER_ADD_NORM_NAMES);
+  auto& [y, residual_out, rstd, mean] = out;
+  refuse_second_derivative("add_norm", edges_of({x, residual, weight, bias}), {y, residual_out, rstd, mean});
+  return out;
 }
 
 TORCH_LIBRARY_IMPL(adder, Autograd, m) {
   m.impl("add_norm", TORCH_FN(with_gradient));
+  m.impl("_add_norm_fwd", TORCH_FN(no_derivative_of_forward));
   m.impl("_add_norm_bwd", TORCH_FN(no_second_derivative));
 }
 

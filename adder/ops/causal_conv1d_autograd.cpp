@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "adder/ops/autograd.h"
 #include "adder/ops/causal_conv1d_schema.h"
 #include "adder/ops/checks.h"
 
@@ -12,8 +12,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct CausalConv1dFunction : torch::autograd::Function<CausalConv1dFunction> {
-  static variable_list forward(AutogradContext* context, ADDER_CAUSAL_CONV1D_ARGUMENTS) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  static variable_list forward(AutogradContext* context, ADDER_CAUSAL_CONV1D_ARGUMENTS, HiddenTransforms& transforms) {
+    const BelowAutograd below(transforms);
     auto [y, final_window] = causal_conv1d_fwd(ADDER_CAUSAL_CONV1D_NAMES);
     const auto or_undefined = [](const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); };
     context->save_for_backward(
@@ -33,7 +33,7 @@ struct CausalConv1dFunction : torch::autograd::Function<CausalConv1dFunction> {
     auto [dx, dweight, dbias, dinitial_window] =
         causal_conv1d_bwd(dy, optional(grads[1]), x, saved[1], optional(bias), activation, optional(window),
                           optional(saved[4]), optional(saved[5]), context->saved_data["reverse"].toBool());
-    return {dx,   dweight, bias.defined() ? dbias : none, none, window.defined() ? dinitial_window : none, none,
+    return {dx,   dweight, bias.defined() ? dbias : none, none, window.defined() ? dinitial_window : none, none, none,
             none, none};
   }
 };
@@ -41,7 +41,8 @@ struct CausalConv1dFunction : torch::autograd::Function<CausalConv1dFunction> {
 ConvForwardResult with_gradient(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   check_no_forward_gradient("causal_conv1d", {x, weight, bias, initial_window});
   if (at::GradMode::is_enabled() && any_requires_grad({x, weight, bias, initial_window})) {
-    const variable_list out = CausalConv1dFunction::apply(ADDER_CAUSAL_CONV1D_NAMES);
+    HiddenTransforms transforms;
+    const variable_list out = CausalConv1dFunction::apply(ADDER_CAUSAL_CONV1D_NAMES, transforms);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -50,11 +51,13 @@ ConvForwardResult with_gradient(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
 
 ConvBackwardResult no_second_derivative(const at::Tensor& dy, const std::optional<at::Tensor>& dfinal_window,
                                         ADDER_CAUSAL_CONV1D_ARGUMENTS) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !at::GradMode::is_enabled() || !any_requires_grad({dy, dfinal_window, x, weight, bias, initial_window}),
-      "causal_conv1d: has no second derivative; causal_conv1d_composite has");
+  check_no_forward_gradient("causal_conv1d", {dy, dfinal_window, x, weight, bias, initial_window});
   at::AutoDispatchBelowADInplaceOrView guard;
-  return causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
+  ConvBackwardResult grads = causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
+  auto& [dx, dweight, dbias, dinitial] = grads;
+  refuse_second_derivative("causal_conv1d", edges_of({dy, dfinal_window, x, weight, bias, initial_window}),
+                           {dx, dweight, dbias, dinitial});
+  return grads;
 }
 
 TORCH_LIBRARY_IMPL(adder, Autograd, m) {

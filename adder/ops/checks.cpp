@@ -96,7 +96,8 @@ bool any_requires_grad(std::initializer_list<std::optional<at::Tensor>> tensors)
 
 void check_no_forward_gradient(const char* op, std::initializer_list<std::optional<at::Tensor>> tensors) {
   for (const std::optional<at::Tensor>& t : tensors)
-    TORCH_CHECK_NOT_IMPLEMENTED(!present(t) || !t->_fw_grad(0).defined(), op, ": has no forward-mode derivative");
+    TORCH_CHECK_NOT_IMPLEMENTED(!present(t) || !t->_fw_grad(0).defined(), op,
+                                ": has no forward-mode derivative (jvp, jacfwd); vjp and jacrev have the derivative");
 }
 
 }  // namespace adder::ops

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "adder/ops/autograd.h"
 #include "adder/ops/checks.h"
 #include "adder/ops/selective_scan_schema.h"
 
@@ -12,8 +12,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct SelectiveScanFunction : torch::autograd::Function<SelectiveScanFunction> {
-  static variable_list forward(AutogradContext* context, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  static variable_list forward(AutogradContext* context, ADDER_SELECTIVE_SCAN_ARGUMENTS, HiddenTransforms& transforms) {
+    const BelowAutograd below(transforms);
     auto [y, final_state, border] = selective_scan_fwd(ADDER_SELECTIVE_SCAN_NAMES, true);
     const auto or_undefined = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
     context->save_for_backward({u, delta, A, B, C, or_undefined(D), or_undefined(z), or_undefined(delta_bias),
@@ -50,6 +50,7 @@ struct SelectiveScanFunction : torch::autograd::Function<SelectiveScanFunction> 
             if_given(8, dinitial),
             none,
             none,
+            none,
             none};
   }
 };
@@ -58,7 +59,8 @@ std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_SELECTIVE_SCAN_ARGUMENTS)
   check_no_forward_gradient("selective_scan", {ADDER_SELECTIVE_SCAN_TENSORS});
   const bool needed = at::GradMode::is_enabled() && any_requires_grad({ADDER_SELECTIVE_SCAN_TENSORS});
   if (needed) {
-    variable_list out = SelectiveScanFunction::apply(ADDER_SELECTIVE_SCAN_NAMES);
+    HiddenTransforms transforms;
+    variable_list out = SelectiveScanFunction::apply(ADDER_SELECTIVE_SCAN_NAMES, transforms);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -68,15 +70,28 @@ std::tuple<at::Tensor, at::Tensor> with_gradient(ADDER_SELECTIVE_SCAN_ARGUMENTS)
 
 ScanBackwardResult no_second_derivative(const at::Tensor& dy, const OptionalTensor& dfinal_state,
                                         const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !at::GradMode::is_enabled() || !any_requires_grad({dy, dfinal_state, ADDER_SELECTIVE_SCAN_TENSORS}),
-      "selective_scan: has no second derivative; selective_scan_composite has");
+  check_no_forward_gradient("selective_scan", {dy, dfinal_state, ADDER_SELECTIVE_SCAN_TENSORS});
   at::AutoDispatchBelowADInplaceOrView guard;
-  return selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES);
+  ScanBackwardResult grads = selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES);
+  auto& [du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial] = grads;
+  refuse_second_derivative("selective_scan", edges_of({dy, dfinal_state, ADDER_SELECTIVE_SCAN_TENSORS}),
+                           {du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial});
+  return grads;
+}
+
+// Reached where torch.func.grad lies within another transform that wants derivatives.
+ScanForwardResult no_derivative_of_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
+  check_no_forward_gradient("selective_scan", {ADDER_SELECTIVE_SCAN_TENSORS});
+  at::AutoDispatchBelowADInplaceOrView guard;
+  ScanForwardResult out = selective_scan_fwd(ADDER_SELECTIVE_SCAN_NAMES, save);
+  auto& [y, final_state, border] = out;
+  refuse_second_derivative("selective_scan", edges_of({ADDER_SELECTIVE_SCAN_TENSORS}), {y, final_state, border});
+  return out;
 }
 
 TORCH_LIBRARY_IMPL(adder, Autograd, m) {
   m.impl("selective_scan", TORCH_FN(with_gradient));
+  m.impl("_selective_scan_fwd", TORCH_FN(no_derivative_of_forward));
   m.impl("_selective_scan_bwd", TORCH_FN(no_second_derivative));
 }
 

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "adder/ops/autograd.h"
 #include "adder/ops/checks.h"
 #include "adder/ops/small_linear.h"
 #include "adder/ops/small_linear_schema.h"
@@ -13,8 +13,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct SmallLinearFunction : torch::autograd::Function<SmallLinearFunction> {
-  static variable_list forward(AutogradContext* context, ADDER_SMALL_LINEAR_ARGUMENTS) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  static variable_list forward(AutogradContext* context, ADDER_SMALL_LINEAR_ARGUMENTS, HiddenTransforms& transforms) {
+    const BelowAutograd below(transforms);
     context->save_for_backward({x, weight});
     context->saved_data["bias_dtype"] = present(bias) ? c10::IValue(bias->scalar_type()) : c10::IValue();
     return {small_linear(ADDER_SMALL_LINEAR_NAMES)};
@@ -31,14 +31,16 @@ struct SmallLinearFunction : torch::autograd::Function<SmallLinearFunction> {
     if (context->needs_input_grad(0)) dx = at::mm(dy, weight.to(x.scalar_type())).reshape_symint(x.sym_sizes());
     if (context->needs_input_grad(1)) dweight = at::mm(dy.t(), rows(x)).to(weight.scalar_type());
     if (!bias_dtype.isNone()) dbias = dy.sum(at::IntArrayRef{0}, false, bias_dtype.toScalarType());
-    return {dx, dweight, dbias};
+    return {dx, dweight, dbias, at::Tensor()};
   }
 };
 
 at::Tensor with_gradient(ADDER_SMALL_LINEAR_ARGUMENTS) {
   check_no_forward_gradient("small_linear", {x, weight, bias});
-  if (at::GradMode::is_enabled() && any_requires_grad({x, weight, bias}))
-    return SmallLinearFunction::apply(ADDER_SMALL_LINEAR_NAMES)[0];
+  if (at::GradMode::is_enabled() && any_requires_grad({x, weight, bias})) {
+    HiddenTransforms transforms;
+    return SmallLinearFunction::apply(ADDER_SMALL_LINEAR_NAMES, transforms)[0];
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return small_linear(ADDER_SMALL_LINEAR_NAMES);
 }

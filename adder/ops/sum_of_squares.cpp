@@ -37,6 +37,21 @@ TORCH_LIBRARY_IMPL(adder, CPU, m) {
   m.impl("sum_of_squares", TORCH_FN(cpu_sum));
 }
 
+at::Tensor no_derivative(at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    check_no_forward_gradient("sum_of_squares", {tensor});
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !at::GradMode::is_enabled() || !tensor.requires_grad(),
+        "sum_of_squares: has no derivative; call it under torch.no_grad() or detach its tensors");
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return sum_of_squares(tensors);
+}
+
+TORCH_LIBRARY_IMPL(adder, Autograd, m) {
+  m.impl("sum_of_squares", TORCH_FN(no_derivative));
+}
+
 }  // namespace
 
 at::Tensor sum_of_squares(at::TensorList tensors) {
