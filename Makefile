@@ -3,9 +3,10 @@ PRESET ?= release
 BUILD := build/$(PRESET)
 ADDER := build/release/adder
 PYTHON := .venv/bin/python
+PREFIX ?= /usr/local
 CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH)
 
-.PHONY: help setup build test test-asan test-tsan test-peers demo bench format format-check lint layers clean
+.PHONY: help setup build test test-asan test-tsan test-peers demo install docs bench format format-check lint layers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,12 @@ demo: setup ## train with and without selection, draw both curves, train on this
 	@cmake --preset release $(CMAKE_FLAGS) -Wno-dev --log-level=WARNING
 	@cmake --build --preset release --target adder_program
 	@tools/demo.sh
+
+install: build ## install program, library and CMake package: make install PREFIX=/usr/local
+	@cmake --install $(BUILD) --prefix $(PREFIX)
+
+docs: ## make the API reference from the public headers (build/docs/html), with Debian's doxygen
+	@tools/make_docs.sh
 
 bench: build ## measure speed and memory on this machine
 	@tools/bench.sh

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 

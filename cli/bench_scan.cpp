@@ -3,7 +3,7 @@
 
 #include <map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/kernels/machine_rates.h"
 #include "adder/ops/selective_scan.h"
 #include "cli/bench.h"

@@ -9,7 +9,7 @@
 #include <numbers>
 #include <string_view>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "cli/chart_axis.h"
 

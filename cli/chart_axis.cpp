@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string_view>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::cli {
 namespace {

@@ -2,7 +2,7 @@
 #include <memory>
 #include <optional>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
 #include "adder/models/gguf.h"

@@ -9,7 +9,7 @@
 #include <chrono>
 #include <thread>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/version.h"
 #include "adder/device/device.h"
 #include "adder/models/mamba_lm.h"

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_io.h"
 #include "adder/device/device.h"
 #include "adder/models/load.h"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/json_text.h"
 #include "adder/data/compressed_file.h"
 #include "adder/infer/likelihood.h"

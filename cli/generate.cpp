@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/data/compressed_file.h"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/nearest_name.h"
 #include "adder/core/process.h"
 #include "adder/core/version.h"

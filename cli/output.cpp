@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::cli {
 

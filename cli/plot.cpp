@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
 #include "adder/core/nearest_name.h"

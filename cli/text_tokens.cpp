@@ -1,6 +1,6 @@
 #include "cli/text_tokens.h"
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_io.h"
 #include "adder/data/stream_decoder.h"
 #include "adder/tasks/make_task.h"

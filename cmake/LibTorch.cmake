@@ -8,6 +8,8 @@ if(NOT EXISTS ${torch_folder}/lib/libtorch_cpu.so)
   message(FATAL_ERROR "No LibTorch in '${torch_folder}': run 'make setup', or give -DADDER_TORCH=<folder of the torch package>")
 endif()
 set(ADDER_TORCH_LIB ${torch_folder}/lib)
+include(TorchVersion)
+adder_torch_version(${torch_folder} ADDER_TORCH_VERSION)
 
 add_library(adder_torch INTERFACE)
 # After all other folders: the package ships its own fmt, glog and pybind11 headers.
@@ -28,4 +30,4 @@ configure_file(${PROJECT_BINARY_DIR}/pch.cpp.in ${PROJECT_BINARY_DIR}/pch.cpp CO
 add_library(adder_pch STATIC ${PROJECT_BINARY_DIR}/pch.cpp)
 target_link_libraries(adder_pch PUBLIC adder_options adder_torch adder_openmp)
 target_precompile_headers(adder_pch PRIVATE <torch/torch.h>)
-message(STATUS "LibTorch: ${torch_folder}")
+message(STATUS "LibTorch: ${ADDER_TORCH_VERSION} in ${torch_folder}")

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::core {
 namespace fs = std::filesystem;

@@ -4,7 +4,7 @@
 #include <set>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_source.h"
 
 namespace adder::core {

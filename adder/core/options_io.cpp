@@ -10,7 +10,7 @@
 #include <optional>
 #include <span>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/nearest_name.h"
 #include "adder/core/options_source.h"

@@ -15,6 +15,7 @@
 // another type or out of range; then no field has been set. An integer is taken for a real; nothing else is converted.
 namespace adder::core {
 
+// What has its fields named by visit(): MambaLMOptions, RunConfig, any struct of yours.
 template <typename T>
 concept OptionsStruct = requires(T options, FieldVisitor& visitor) { options.visit(visitor); };
 
@@ -34,12 +35,13 @@ VisitFunction visit_of(Options& options) {
 }
 }  // namespace options_io
 
+// A TOML file; a nested struct is a table.
 template <OptionsStruct Options>
 void read_toml_file(Options& options, const std::filesystem::path& path) {
   options_io::read_toml_file(options_io::visit_of(options), path);
 }
 
-// Errors begin "<source_name>:<line>:<column>: ".
+// The same from a text. Errors begin "<source_name>:<line>:<column>: ".
 template <OptionsStruct Options>
 void read_toml_text(Options& options, std::string_view text, std::string_view source_name) {
   options_io::read_toml_text(options_io::visit_of(options), text, source_name);

@@ -7,7 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::core {
 namespace {

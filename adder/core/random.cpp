@@ -6,7 +6,7 @@
 #include <bit>
 #include <utility>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::core {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::data {
 namespace {

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::data {
 namespace {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -19,8 +20,9 @@ namespace adder::data {
 template <typename T>
 class Prefetcher {
  public:
+  // Throws adder::Error where depth is below 1.
   Prefetcher(std::function<std::optional<T>()> produce, int64_t depth) : produce_(std::move(produce)), depth_(depth) {
-    ADDER_CHECK(depth >= 1, "prefetcher: depth must be at least 1, got {}", depth);
+    if (depth < 1) throw Error("prefetcher: depth must be at least 1, got " + std::to_string(depth));
     thread_ = std::thread([this] { run(); });
   }
   // Waits for a call of `produce` that is under way; what was made ahead is dropped.

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/random.h"
 
 namespace adder::data {

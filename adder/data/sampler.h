@@ -21,9 +21,10 @@ struct Position {
   int64_t step = 0;   // batches given out in all
   bool operator==(const Position&) const = default;
 };
-void to_json(nlohmann::json& json, const Position& position);
-void from_json(const nlohmann::json& json, Position& position);
+void to_json(nlohmann::json& json, const Position& position);    // for checkpoints
+void from_json(const nlohmann::json& json, Position& position);  // what to_json() wrote
 
+// Some windows of one length.
 struct Batch {
   torch::Tensor input;   // (B, L) int64
   torch::Tensor target;  // (B, L) int64
@@ -36,28 +37,32 @@ struct Batch {
 // starts a segment.
 torch::Tensor segment_offsets(const torch::Tensor& starts);  // (B, L) bool
 
+// What windows are cut.
 struct WindowOptions {
-  int64_t batch = 1;
-  int64_t length = 1;
+  int64_t batch = 1;             // rows
+  int64_t length = 1;            // tokens of a window
   bool document_starts = false;  // fill Batch::starts
 };
 
+// What all samplers share.
 class Sampler {
  public:
   virtual ~Sampler() = default;
   // The next batch, or nothing after the last; training samplers have no last.
   std::optional<Batch> next();
-  const Position& position() const { return position_; }
+  const Position& position() const { return position_; }  // of the next batch
   // Goes to a position of a sampler of the same kind; one that cannot belong to this range is an error.
   void seek(const Position& position);
 
  protected:
+  // Throws adder::Error where an option is below 1 or the range lies outside the stream.
   Sampler(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options);
-  // An empty batch of `rows` windows of `length`; `fill` reads the window that begins `begin` tokens into the range.
+  // An empty batch of `rows` windows of `length`.
   Batch make_batch(int64_t rows, int64_t length) const;
+  // Reads the window that begins `begin` tokens into the range.
   void fill(Batch& batch, int64_t row, int64_t begin) const;
-  const WindowOptions& options() const { return options_; }
-  int64_t targets() const { return range_.size() - 1; }
+  const WindowOptions& options() const { return options_; }  // as they were given
+  int64_t targets() const { return range_.size() - 1; }      // that the range holds
 
  private:
   // The batch at a position, with `after` unset, and the position moved behind it.
@@ -75,6 +80,7 @@ class Sampler {
 // beginnings is equally likely.
 class RandomWindows : public Sampler {
  public:
+  // The range must hold more than options.length tokens.
   RandomWindows(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options, uint64_t seed);
 
  private:
@@ -88,8 +94,9 @@ class RandomWindows : public Sampler {
 // left out.
 class ShuffledWindows : public Sampler {
  public:
+  // The range must hold a window at least.
   ShuffledWindows(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options, uint64_t seed);
-  int64_t windows() const { return targets() / options().length; }
+  int64_t windows() const { return targets() / options().length; }  // of an epoch
 
  private:
   std::optional<Batch> take(Position& position) const override;
@@ -102,6 +109,7 @@ class ShuffledWindows : public Sampler {
 // set.
 class SequentialLanes : public Sampler {
  public:
+  // Each lane must hold a window at least.
   SequentialLanes(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options);
   int64_t steps() const { return lane() / options().length; }  // of a pass
 
@@ -116,6 +124,7 @@ class SequentialLanes : public Sampler {
 // of the full ones, come in smaller batches.
 class EvaluationWindows : public Sampler {
  public:
+  // The range must hold a target at least.
   EvaluationWindows(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options);
 
  protected:
@@ -127,6 +136,7 @@ class EvaluationWindows : public Sampler {
 // fresh.
 class OrderedEvaluation : public EvaluationWindows {
  public:
+  // As EvaluationWindows.
   OrderedEvaluation(std::shared_ptr<const TokenStream> stream, Range range, const WindowOptions& options);
 
  private:

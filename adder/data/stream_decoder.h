@@ -11,6 +11,7 @@ namespace adder::data {
 // Tokenizer::decode makes of all tokens. The tokenizer must outlive it.
 class StreamDecoder {
  public:
+  // skip_special: as in Tokenizer::decode.
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false)
       : tokenizer_(&tokenizer), skip_special_(skip_special) {}
 

@@ -1,6 +1,6 @@
 #include "adder/data/text.h"
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/data/compressed_file.h"
 
 namespace adder::data {

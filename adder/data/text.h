@@ -10,12 +10,13 @@ namespace adder::data {
 
 // The bytes of one or several files, one after another.
 struct Text {
+  // Where a file begins.
   struct File {
-    std::filesystem::path path;
-    int64_t begin = 0;  // where its first byte lies in `bytes`
+    std::filesystem::path path;  // as it was given
+    int64_t begin = 0;           // where its first byte lies in `bytes`
   };
-  std::string bytes;
-  std::vector<File> files;
+  std::string bytes;               // of all files
+  std::vector<File> files;         // in order
   std::vector<int64_t> documents;  // where each document starts; rising, the first is 0
 };
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
 

@@ -18,6 +18,7 @@ namespace adder::data {
 // A token file, memory-mapped. Sizes and document starts are checked when it is opened, each token when it is copied.
 class TokenFile : public TokenStream {
  public:
+  // `path`: tokens.bin. Throws adder::Error, naming the file and what is wrong.
   explicit TokenFile(const std::filesystem::path& path);
   ~TokenFile() override;
   int64_t size() const override;

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::data {
 

@@ -4,7 +4,7 @@
 #include <exception>
 #include <nlohmann/json.hpp>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/hash.h"
 #include "adder/core/json_text.h"

@@ -8,19 +8,25 @@
 
 namespace adder::data {
 
+// How texts are read.
 struct TokenizeOptions {
   std::string separator;       // text files: a document ends with it; empty: with the file
   std::string field = "text";  // .jsonl: the key of each line's text; a line is a document
   bool end_of_text = true;     // each document ends with <|endoftext|>
-  int64_t threads = 1;
+  int64_t threads = 1;         // that tokenize at once
 };
 
+// How far tokenize_files() is.
 struct TokenizeProgress {
-  std::filesystem::path file;
-  size_t number, files;              // of the file, from 1
-  int64_t bytes, tokens, documents;  // of this file so far
-  double seconds;
-  bool done, kept;  // kept: from a run before
+  std::filesystem::path file;  // that is being read
+  size_t number;               // of it, from 1
+  size_t files;                // how many there are
+  int64_t bytes;               // read of this file so far
+  int64_t tokens;              // made of them
+  int64_t documents;           // made of them
+  double seconds;              // since the beginning of the file
+  bool done;                   // with this file
+  bool kept;                   // its part is from a run before
 };
 
 // Makes a token file (token_file.h) of texts: folder/tokens.bin and what belongs to it, and a copy of the tokenizer.

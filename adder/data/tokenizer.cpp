@@ -4,7 +4,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/data/bpe.h"
 #include "adder/data/byte_level.h"
 #include "adder/data/pre_tokenizer.h"

@@ -17,6 +17,7 @@ namespace adder::data {
 // Python package tokenizers. Any number of threads may use one at once.
 class Tokenizer {
  public:
+  // Throws adder::Error where the file is damaged, or needs what is not supported.
   explicit Tokenizer(const std::filesystem::path& path);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -35,7 +36,8 @@ class Tokenizer {
   std::string_view content(int64_t id) const;
   // The bytes that decode() makes of it; empty where no token has the id.
   std::string_view bytes(int64_t id) const;
-  bool is_special(int64_t id) const;
+  bool is_special(int64_t id) const;  // <|endoftext|> and the like
+  // The id of a token as the vocabulary writes it.
   std::optional<int64_t> find(std::string_view content) const;
   // The id of <|endoftext|>; an error where there is none.
   int64_t end_of_text() const;

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/json_text.h"
 #include "adder/core/options_source.h"
 #include "adder/data/byte_level.h"

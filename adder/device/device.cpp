@@ -1,6 +1,6 @@
 #include "adder/device/device.h"
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::device {
 

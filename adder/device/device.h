@@ -11,9 +11,8 @@
 // Devices behind one interface. What there is of CUDA lies in one file, which a build without CUDA replaces by another.
 namespace adder::device {
 
-// Whether this build has CUDA kernels, and whether there is a GPU to run them.
-bool built_with_cuda();
-int cuda_device_count();
+bool built_with_cuda();   // whether this build has CUDA kernels
+int cuda_device_count();  // the GPUs that can run them; 0 where the build has none
 
 // "cpu", "cuda" (the first GPU) or "cuda:1". Throws adder::Error where the name is none of these, where the build has
 // no CUDA, or where there is no such GPU.
@@ -25,13 +24,14 @@ std::string name(at::Device device);
 // Waits until all work queued on the device is done.
 void synchronize(at::Device device);
 
-// Memory of LibTorch's allocator on a GPU: the most that tensors have taken since the last reset, and what the card has
-// in all and free, in bytes. Zeros for the CPU.
+// Memory of a GPU, in bytes. Zeros for the CPU.
 struct Memory {
-  int64_t peak = 0, total = 0, free = 0;
+  int64_t peak = 0;   // the most that tensors of LibTorch's allocator have taken since the last reset
+  int64_t total = 0;  // what the card has
+  int64_t free = 0;   // what of it is free
 };
-Memory memory(at::Device device);
-void reset_peak_memory(at::Device device);
+Memory memory(at::Device device);           // as it is now
+void reset_peak_memory(at::Device device);  // Memory::peak counts from here
 
 // Exponentials a second that a GPU's special function units make at most: 16 a clock and multiprocessor, at the highest
 // clock. 0 for the CPU.
@@ -45,10 +45,10 @@ at::Tensor pinned(const at::Tensor& tensor, at::Device device);
 // Milliseconds of the device's own clock between two marks on the current stream.
 class Stopwatch {
  public:
-  explicit Stopwatch(at::Device device);
+  explicit Stopwatch(at::Device device);  // a GPU or the CPU
   ~Stopwatch();
-  void start();
-  void stop();
+  void start();           // the first mark
+  void stop();            // the second
   double milliseconds();  // waits for stop()
 
  private:
@@ -60,13 +60,14 @@ class Stopwatch {
 // memory in the order of the stream's work.
 class Readback {
  public:
+  // For values of the shape and type of `like`, on its device; up to `slots` of them wait to be read.
   Readback(const at::Tensor& like, int64_t slots);
   ~Readback();
-  int64_t pending() const;
-  int64_t slots() const;
+  int64_t pending() const;              // pushes that have not been popped
+  int64_t slots() const;                // how many there may be
   void push(const at::Tensor& values);  // an error where all slots are pending
-  // The slots (slots, ...), and what push() does where the device's work has written the next one by itself.
-  const at::Tensor& memory() const;
+  const at::Tensor& memory() const;     // the slots (slots, ...), pinned
+  // Instead of push(), where the device's work has written the next slot by itself.
   void pushed();
   bool ready() const;  // whether the oldest has come
   at::Tensor pop();    // the oldest, waiting for it: on the CPU
@@ -80,11 +81,11 @@ class Readback {
 // keep their places. CUDA only.
 class Graph {
  public:
-  explicit Graph(at::Device device);
+  explicit Graph(at::Device device);  // a GPU
   ~Graph();
   // Runs the body a few times before (libraries set themselves up), then records it. It must not wait for the device.
   void record(const std::function<void()>& warm_up, const std::function<void()>& body);
-  void replay();
+  void replay();  // queues the whole work once more
 
  private:
   struct Recorded;

@@ -1,7 +1,7 @@
 #include <chrono>
 #include <deque>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/device/device.h"
 
 // The CPU alone.

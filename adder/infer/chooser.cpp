@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::infer {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/kernels/decode_batch.h"
 #include "adder/kernels/decode_rows.h"
 #include "adder/kernels/decode_step.h"

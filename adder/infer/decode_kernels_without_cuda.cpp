@@ -1,4 +1,4 @@
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/infer/decode_kernels.h"
 
 namespace adder::infer {

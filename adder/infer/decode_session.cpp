@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/device/device.h"
 #include "adder/infer/evaluation_mode.h"
 #include "adder/infer/recorded_step.h"

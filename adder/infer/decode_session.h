@@ -13,10 +13,10 @@ class RecordedStep;
 // What a session needs to go on: a value, to be kept, copied and set again, in this session or another of the same
 // model. S rows; without rows it is the beginning. The tensors are made in inference mode.
 struct DecodeState {
-  models::LMState lm;
+  models::LMState lm;    // of each layer
   torch::Tensor logits;  // (S, V) float32, after each row's last token
 
-  int64_t rows() const { return logits.defined() ? logits.size(0) : 0; }
+  int64_t rows() const { return logits.defined() ? logits.size(0) : 0; }  // S
   // Copies of these rows, in this order; a row may come several times.
   DecodeState select(const std::vector<int64_t>& rows) const;
 };
@@ -44,10 +44,10 @@ class DecodeSession {
   // Goes on with these rows, in this order; a row may come several times.
   void select(const std::vector<int64_t>& rows);
 
-  int64_t rows() const { return state_.rows(); }
-  const models::MambaLM& model() const { return model_; }
-  int64_t vocab_size() const { return model_->options().vocab_size; }
-  DecodeState state() const;
+  int64_t rows() const { return state_.rows(); }                       // S, 0 before the first prefill
+  const models::MambaLM& model() const { return model_; }              // as it was given
+  int64_t vocab_size() const { return model_->options().vocab_size; }  // V
+  DecodeState state() const;                                           // a copy
   // A default one begins anew.
   void set_state(DecodeState state);
 

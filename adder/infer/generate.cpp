@@ -4,7 +4,7 @@
 #include <chrono>
 #include <numeric>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/device/device.h"
 #include "adder/infer/chooser.h"
 

@@ -7,10 +7,11 @@
 
 namespace adder::infer {
 
+// How prompts are continued.
 struct GenerateOptions {
-  SamplingOptions sampling;
-  int64_t start_token = -1;
-  int64_t piece_tokens = 0;
+  SamplingOptions sampling;  // how tokens are chosen, and how many
+  int64_t start_token = -1;  // the token that an empty prompt stands for; -1: an empty prompt is an error
+  int64_t piece_tokens = 0;  // prompt tokens that go through the model at once, at most; 0: 4096, on a GPU 16384
   // What the draws of each row are keyed by; empty: 0, 1, ... On the CPU a row with the same number gives the same
   // tokens in any batch: no sum of its logits depends on the other rows. On a GPU products of other numbers of rows
   // may sum in another order.
@@ -20,24 +21,28 @@ struct GenerateOptions {
   void visit(core::FieldVisitor& v);
 };
 
+// What ended a row: a token of stop_tokens, max_tokens, or the callback.
 enum class FinishReason { kStopToken, kMaxTokens, kCallback };
 
+// What a callback says: go on, end this row, or end all.
 enum class Proceed { kContinue, kStopRow, kStopAll };
 
 // Gets each token as it is chosen: the row's place in `prompts` and the token, rows in order within a step.
 using TokenCallback = std::function<Proceed(int64_t row, int64_t token)>;
 
+// The continuation of one prompt.
 struct GeneratedRow {
-  std::vector<int64_t> tokens;  // without the prompt and without the stop token
-  FinishReason finish = FinishReason::kMaxTokens;
+  std::vector<int64_t> tokens;                     // without the prompt and without the stop token
+  FinishReason finish = FinishReason::kMaxTokens;  // what ended it
 };
 
+// What generate() gives.
 struct Generation {
-  std::vector<GeneratedRow> rows;
-  double prompt_seconds = 0;
-  int64_t prompt_tokens = 0;
-  double decode_seconds = 0;  // after the prompts: choosing tokens, callbacks and steps
-  int64_t decode_tokens = 0;  // tokens that single steps were made for, over all rows
+  std::vector<GeneratedRow> rows;  // of each prompt
+  double prompt_seconds = 0;       // for the prompts
+  int64_t prompt_tokens = 0;       // over all rows
+  double decode_seconds = 0;       // after the prompts: choosing tokens, callbacks and steps
+  int64_t decode_tokens = 0;       // tokens that single steps were made for, over all rows
 };
 
 // Continues each prompt until a stop token, max_tokens or the callback ends its row. Prompts go through the model

@@ -9,9 +9,11 @@ namespace adder::infer {
 
 // Tokens and what they follow; neither may be empty.
 struct LikelihoodRequest {
-  std::vector<int64_t> context, continuation;
+  std::vector<int64_t> context;       // what comes before
+  std::vector<int64_t> continuation;  // what is scored
 };
 
+// The score of one request.
 struct Likelihood {
   double log_probability = 0;  // of the continuation after the context, nats
   bool first_choice = true;    // each of its tokens is the model's most probable one

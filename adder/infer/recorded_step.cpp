@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/infer/evaluation_mode.h"
 #include "adder/nn/derived_tensor.h"
 

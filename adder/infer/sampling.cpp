@@ -6,7 +6,7 @@
 #include <limits>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_fields.h"
 #include "adder/core/random.h"
 

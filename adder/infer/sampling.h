@@ -19,22 +19,23 @@ namespace adder::infer {
 //  5. min_p m: of what stays, tokens at least m times as probable as the most probable one stay.
 //  6. One token is drawn from the softmax over what stays, walked by id.
 struct SamplingOptions {
-  double temperature = 1;
-  int64_t top_k = 0;
-  double top_p = 1;
-  double min_p = 0;
-  double repetition_penalty = 1;
-  int64_t seed = 0;
-  int64_t max_tokens = 256;
-  std::vector<int64_t> stop_tokens = {};
+  double temperature = 1;         // logits are divided by it; 0 takes the most probable token
+  int64_t top_k = 0;              // only the k most probable tokens; 0: all
+  double top_p = 1;               // only the most probable tokens that sum to this probability; 1: all
+  double min_p = 0;               // only tokens with this share of the largest probability; 0: all
+  double repetition_penalty = 1;  // logits of earlier tokens are divided by it if positive, multiplied if not; 1: off
+  int64_t seed = 0;               // seed of the draws
+  int64_t max_tokens = 256;       // tokens generated for a row at most
+  std::vector<int64_t> stop_tokens = {};  // end a row, and are not part of its output
 
   void visit(core::FieldVisitor& v);
   // Throws where a value breaks its field's rule.
   void check() const;
 };
 
+// A token that may be drawn.
 struct Candidate {
-  int64_t token;
+  int64_t token;       // its id
   double logit;        // after penalty and temperature, less the largest
   double probability;  // sums to 1 over the candidates
 };

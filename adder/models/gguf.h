@@ -7,6 +7,7 @@
 
 namespace adder::models {
 
+// How save_gguf() writes.
 struct GgufOptions {
   torch::ScalarType type = torch::kFloat;             // of the large matrices: float32, float16 or bfloat16
   const weights::GgufTokenizer* tokenizer = nullptr;  // without it llama.cpp runs on token ids only

@@ -4,7 +4,7 @@
 
 #include <map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_io.h"
 #include "adder/models/published.h"
 #include "adder/weights/checkpoint_folder.h"

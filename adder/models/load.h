@@ -7,6 +7,7 @@
 
 namespace adder::models {
 
+// The file of a checkpoint that holds the model's parameters.
 inline constexpr const char* kModelFile = "model.safetensors";
 
 // Copies tensors by name into the model's parameters. Missing, surplus and misshapen ones are one error that lists
@@ -21,8 +22,9 @@ void load_weights(MambaLMImpl& model, const std::filesystem::path& path);
 // What the model of such a folder is, read without its weights.
 MambaLMOptions model_options(const std::filesystem::path& path);
 
+// What load_model() found.
 struct LoadedModel {
-  MambaLM model{nullptr};
+  MambaLM model{nullptr};                    // in evaluation mode, on the CPU
   nlohmann::ordered_json state;              // of the checkpoint: step, config, ...
   std::filesystem::path path;                // the checkpoint that was taken
   std::vector<std::string> damaged;          // why newer ones were not

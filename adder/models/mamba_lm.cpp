@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/nn/linear.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/linear_cross_entropy.h"

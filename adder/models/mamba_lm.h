@@ -7,19 +7,21 @@
 
 namespace adder::models {
 
+// The choices of a language model.
 struct MambaLMOptions {
-  int64_t d_model = 64;
-  int64_t n_layer = 2;
-  int64_t vocab_size = 256;
-  int64_t pad_vocab_size_multiple = 8;
-  bool tie_embeddings = true;
-  std::string norm = "rms";
-  double norm_eps = 1e-5;
-  double residual_dropout = 0;
-  double embedding_dropout = 0;
-  nn::MambaOptions mixer;
+  int64_t d_model = 64;                 // width of the residual stream
+  int64_t n_layer = 2;                  // number of blocks
+  int64_t vocab_size = 256;             // number of tokens
+  int64_t pad_vocab_size_multiple = 8;  // the embedding's rows are padded to a multiple of this
+  bool tie_embeddings = true;           // the head is the embedding
+  std::string norm = "rms";             // "rms" or "layer": RMSNorm or LayerNorm
+  double norm_eps = 1e-5;               // its epsilon
+  double residual_dropout = 0;          // share of each block's output that is dropped in training
+  double embedding_dropout = 0;         // share of the embedding's output that is dropped in training
+  nn::MambaOptions mixer;               // the selective SSM block
 
   void visit(core::FieldVisitor& v);
+  // Rows of the embedding and the head: vocab_size, padded.
   int64_t padded_vocab() const;
 };
 
@@ -28,10 +30,10 @@ int64_t parameter_count(const MambaLMOptions& options);
 
 // The recurrent state of all layers. An empty list stands for zeros.
 struct LMState {
-  std::vector<nn::MambaState> layers;
+  std::vector<nn::MambaState> layers;  // from the first layer to the last
 
-  LMState detach() const;
-  LMState clone() const;  // in memory of its own
+  LMState detach() const;  // without gradient, in the same memory
+  LMState clone() const;   // in memory of its own
   // The rows `index` (int64) of each tensor, as when sequences of a batch end or are copied.
   LMState select(const torch::Tensor& index) const;
 };
@@ -41,6 +43,7 @@ struct LMState {
 // they are.
 class MambaLMImpl : public torch::nn::Module {
  public:
+  // Parameters are initialised from LibTorch's default generator. Throws what building the blocks throws.
   explicit MambaLMImpl(const MambaLMOptions& options);
 
   // ids (B, L) int64 in [0, vocab_size), to the final norm's output (B, L, d_model) and the state after.
@@ -52,11 +55,12 @@ class MambaLMImpl : public torch::nn::Module {
   std::pair<torch::Tensor, LMState> forward(const torch::Tensor& ids, const LMState& state = {},
                                             const nn::SequenceInfo& sequence = {});
 
+  // What loss() gives; M = B L.
   struct Loss {
     torch::Tensor mean;         // () over the targets that are not ignored, nats
     torch::Tensor each;         // (M) without gradient
     torch::Tensor predictions;  // (M) int64
-    LMState state;
+    LMState state;              // after the last step
   };
   // targets (B, L) int64, -100: ignored. Logits of the whole batch are never in memory.
   Loss loss(const torch::Tensor& ids, const torch::Tensor& targets, const LMState& state = {},
@@ -64,7 +68,7 @@ class MambaLMImpl : public torch::nn::Module {
 
   // The type of activations: that of the parameters, or bfloat16 over float32 parameters, which are cast on use.
   void set_activation_type(torch::ScalarType type) { type_ = type; }
-  torch::ScalarType activation_type() const { return type_; }
+  torch::ScalarType activation_type() const { return type_; }  // as it is now
   // For training: memory for time. The gradients have the same bits, but for batches of up to 8 steps on a CPU, whose
   // products are summed in another order where no gradient is wanted.
   void set_recompute(nn::Recompute recompute) { recompute_ = recompute; }
@@ -74,11 +78,11 @@ class MambaLMImpl : public torch::nn::Module {
 
   // Called with the name and output of each part in hidden(): for looking inside.
   using Probe = std::function<void(const std::string& name, const torch::Tensor& output)>;
-  void set_probe(Probe probe) { probe_ = std::move(probe); }
+  void set_probe(Probe probe) { probe_ = std::move(probe); }  // an empty one ends it
 
-  const MambaLMOptions& options() const { return options_; }
-  int64_t parameter_count() const;
-  torch::Device device() const { return embedding_.device(); }
+  const MambaLMOptions& options() const { return options_; }    // as they were given
+  int64_t parameter_count() const;                              // a tied head counts once
+  torch::Device device() const { return embedding_.device(); }  // of the parameters
 
  private:
   torch::Tensor head() const { return head_.defined() ? head_ : embedding_; }

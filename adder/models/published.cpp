@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/nearest_name.h"
 #include "adder/core/options_io.h"
 #include "adder/weights/published_folder.h"

@@ -12,6 +12,7 @@
 // Models as others publish them: the original package (mamba_ssm) and transformers (mamba, falcon_mamba).
 namespace adder::models {
 
+// mamba_ssm's folders, or those of transformers.
 enum class PublishedFormat { kOriginal, kTransformers };
 
 // The model that a config.json describes; `where` begins the message of an error, which names the key. What is not this
@@ -25,12 +26,13 @@ nlohmann::ordered_json config_for(const MambaLMOptions& options, PublishedFormat
 // parameters are float32. Missing, surplus and misshapen tensors are one error that lists them.
 LoadedModel load_published(const std::filesystem::path& path);
 
+// How save_published() writes.
 struct SaveOptions {
-  PublishedFormat format = PublishedFormat::kTransformers;
+  PublishedFormat format = PublishedFormat::kTransformers;  // decides names, config.json and the kind of file
   // Of the large matrices; A, D, biases, norms and convolution stay float32.
   torch::ScalarType type = torch::kFloat;
-  std::vector<std::pair<std::string, std::filesystem::path>> besides;  // names, and files copied as they are
-  int64_t part_bytes = int64_t{5} << 30;
+  std::vector<std::pair<std::string, std::filesystem::path>> besides = {};  // names, and files copied as they are
+  int64_t part_bytes = int64_t{5} << 30;                                    // safetensors of more bytes are parted
 };
 // The original package reads pytorch_model.bin, transformers safetensors: what is written. A tied head is stored once.
 void save_published(const MambaLMImpl& model, const std::filesystem::path& path, const SaveOptions& options);

@@ -4,7 +4,7 @@
 
 #include <charconv>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/nn/linear.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/causal_conv1d.h"

@@ -10,7 +10,7 @@ namespace adder::nn {
 struct SequenceInfo {
   std::optional<at::Tensor> mask = {};        // (B, L) bool: false steps are skipped
   std::optional<at::Tensor> cu_seqlens = {};  // (S + 1) int64 on the CPU, B = 1: packed sequences
-  bool reverse = false;
+  bool reverse = false;                       // time runs from the last step to the first
   // For decoding, without gradient on the CPU: the bits of a sequence's results depend on no other sequence, where the
   // batch is packed or L = 1. Products of large batches are slower.
   bool independent = false;

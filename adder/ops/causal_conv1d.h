@@ -8,6 +8,7 @@
 
 namespace adder::ops {
 
+// What causal_conv1d() takes besides its tensors.
 struct CausalConv1dOptions {
   std::string activation = "none";                // "none" or "silu"
   std::optional<at::Tensor> initial_window = {};  // (S, K - 1, D): the rows before each sequence, oldest first
@@ -18,7 +19,9 @@ struct CausalConv1dOptions {
 
 // The causal depthwise convolution y_t = act(bias + sum_k weight_k x_(t - K + 1 + k)); formula, gradient and shapes:
 // docs/ops/causal_conv1d.md.
-//   x (B, L, D), any strides; weight (D, K), bias (D)
+//  - x (B, L, D), of any strides
+//  - weight (D, K); bias (D) or none
+//
 // weight, bias and windows are float32, or float64 where x is float64. Returns y (B, L, D) in x's type and the final
 // window (S, K - 1, D), the last K - 1 rows of [initial window; x]; S = B, or the number of packed sequences. Raises
 // ValueError on bad arguments.

@@ -8,11 +8,12 @@
 
 namespace adder::ops {
 
+// What selective_scan() takes besides its tensors.
 struct SelectiveScanOptions {
-  std::optional<at::Tensor> D = {};           // (D) skip connection
-  std::optional<at::Tensor> z = {};           // (B, L, D) gate: y * silu(z)
-  std::optional<at::Tensor> delta_bias = {};  // (D)
-  bool delta_softplus = false;
+  std::optional<at::Tensor> D = {};              // (D) skip connection
+  std::optional<at::Tensor> z = {};              // (B, L, D) gate: y * silu(z)
+  std::optional<at::Tensor> delta_bias = {};     // (D)
+  bool delta_softplus = false;                   // Delta = softplus(delta + delta_bias), otherwise delta + delta_bias
   std::string discretization = "euler";          // "euler": Bbar = delta B; "zoh": equation 4
   std::optional<at::Tensor> initial_state = {};  // (S, D, N)
   std::optional<at::Tensor> mask = {};           // (B, L) bool; a step that is false is skipped and gives 0
@@ -20,10 +21,12 @@ struct SelectiveScanOptions {
   bool reverse = false;                          // time runs from the last step to the first
 };
 
-// The selective scan (arXiv 2312.00752, section 3.2, Algorithm 2); formula, gradient and shapes:
+// The selective scan (arXiv 2312.00752, section 3.2, Algorithm 2; equations 2a and 2b); formula, gradient and shapes:
 // docs/ops/selective_scan.md.
-//   u, delta (B, L, D) of one floating type, any strides; A (D, N) real or complex
-//   B, C per step (B, L, G, N) in u's type, complex A: (B, L, G, 2 N); or constant (D, N) in A's type
+//  - u, delta (B, L, D) of one floating type, of any strides
+//  - A (D, N), real or complex
+//  - B, C per step (B, L, G, N) in u's type, complex A: (B, L, G, 2 N); or constant (D, N) in A's type
+//
 // A, D, delta_bias and states are float32 (complex64), or float64 (complex128) where u is float64.
 // Returns y (B, L, D) and the final state (S, D, N); S = B, or the number of packed sequences. Raises ValueError on bad
 // arguments.

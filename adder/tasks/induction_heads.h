@@ -8,13 +8,14 @@ namespace adder::tasks {
 // sequence ends with the special token, and the token that followed it the first time is to be given. The last token of
 // the vocabulary is the special one.
 struct InductionHeadsOptions {
-  int64_t length = 256;
-  int64_t vocab_size = 16;
-  int64_t evaluation_sequences = 1024;
+  int64_t length = 256;                 // tokens of a sequence
+  int64_t vocab_size = 16;              // tokens, the special one among them
+  int64_t evaluation_sequences = 1024;  // fresh sequences of an evaluation
 
   void visit(core::FieldVisitor& v);
 };
 
+// Sequences without end for training, evaluation_sequences others for evaluation.
 std::unique_ptr<Task> make_induction_heads(const InductionHeadsOptions& options);
 
 }  // namespace adder::tasks

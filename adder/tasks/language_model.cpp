@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/hash.h"
 #include "adder/core/random.h"
 #include "adder/data/sampler.h"

@@ -1,6 +1,6 @@
 #include "adder/tasks/make_task.h"
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::tasks {
 

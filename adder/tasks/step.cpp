@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/data/sampler.h"
 
 namespace adder::tasks {

@@ -8,6 +8,7 @@ namespace adder::tasks {
 // no state crosses a document's start.
 models::MambaLMImpl::Loss batch_loss(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state);
 
+// What batch_backward() gives.
 struct BatchStep {
   torch::Tensor mean;     // () the batch's loss, without gradient
   models::LMState state;  // of its rows behind it, without gradient
@@ -20,12 +21,13 @@ struct BatchStep {
 BatchStep batch_backward(models::MambaLMImpl& model, const TaskBatch& batch, const models::LMState& state, double scale,
                          int64_t segment = 0);
 
+// The figures of an evaluation.
 struct Evaluation {
   double loss = 0;               // nats per target
   double accuracy = 0;           // share of targets predicted
   double sequence_accuracy = 0;  // share of rows whose targets are all predicted
-  int64_t targets = 0;
-  int64_t sequences = 0;
+  int64_t targets = 0;           // that were scored
+  int64_t sequences = 0;         // rows
 };
 
 // Goes once through the source, without gradients and dropout.

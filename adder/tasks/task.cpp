@@ -1,6 +1,6 @@
 #include "adder/tasks/task.h"
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::tasks {
 

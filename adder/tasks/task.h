@@ -10,6 +10,7 @@
 
 namespace adder::tasks {
 
+// Rows of tokens and what is to be predicted.
 struct TaskBatch {
   torch::Tensor input;   // (B, L) int64
   torch::Tensor target;  // (B, L) int64, -100: not scored
@@ -24,6 +25,7 @@ class BatchSource {
   virtual ~BatchSource() = default;
   // Nothing after the last; training sources have no last.
   virtual std::optional<TaskBatch> next() = 0;
+  // Continues behind a batch: TaskBatch::after of a source made alike. Another position is an error.
   virtual void seek(const nlohmann::json& position) = 0;
 };
 
@@ -31,11 +33,12 @@ class BatchSource {
 class Task {
  public:
   virtual ~Task() = default;
-  virtual int64_t vocab_size() const = 0;
+  virtual int64_t vocab_size() const = 0;  // all tokens are below
   // True where a token is a byte: then bits per byte are reported, and text can be generated.
   virtual bool bytes() const { return false; }
   // True where accuracy is of whole sequences as well as of tokens.
   virtual bool scores_sequences() const { return false; }
+  // Batches of `batch` rows without end; the same seed gives the same ones.
   virtual std::unique_ptr<BatchSource> training(int64_t batch, uint64_t seed) const = 0;
   // The held-out data, always the same, in batches of at most `batch` rows; `carried` (where the task has a running
   // text): one row whose state is carried from window to window.
@@ -53,6 +56,7 @@ class SequenceSource : public BatchSource {
   void seek(const nlohmann::json& position) final;
 
  protected:
+  // Writes sequence `index` of `seed`: `length` tokens each of input and target, kIgnored where there is none.
   virtual void make(uint64_t seed, uint64_t index, int64_t* input, int64_t* target) const = 0;
 
  private:
@@ -61,6 +65,7 @@ class SequenceSource : public BatchSource {
   int64_t count_, next_ = 0;
 };
 
+// The target of a step that is not scored.
 inline constexpr int64_t kIgnored = -100;
 
 }  // namespace adder::tasks

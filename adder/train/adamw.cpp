@@ -7,7 +7,7 @@
 #include <limits>
 #include <map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/ops/sum_of_squares.h"
 
 namespace adder::train {

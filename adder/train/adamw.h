@@ -13,12 +13,13 @@ namespace adder::train {
 // Weight decay pulls at matrices only: not at A_log, A_imag, D, constant B and C, biases, norms and the embedding.
 bool is_decayed(const std::string& parameter_name);
 
-// AdamW over ATen's fused kernel. Moments are float32 and start at zero.
+// AdamW (Loshchilov and Hutter, 2019) over ATen's fused kernel. Moments are float32 and start at zero.
 class AdamW {
  public:
+  // Of all parameters that the model has now.
   AdamW(const torch::nn::Module& model, const OptimizerOptions& options);
 
-  void zero_grad();
+  void zero_grad();  // before each backward pass
   // The norm of the whole gradient, in double.
   double gradient_norm() const;
   // The same squared, as a float64 scalar on the parameters' device, for which nothing waits.

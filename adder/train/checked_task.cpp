@@ -1,4 +1,4 @@
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/train/trainer.h"
 
 namespace adder::train {

@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/models/load.h"

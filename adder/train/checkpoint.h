@@ -12,20 +12,21 @@ namespace adder::train {
 
 // Everything a run continues from.
 struct RunState {
-  int64_t step = 0;
-  int64_t tokens = 0;
-  nlohmann::json data;  // position of the batch source
-  double best_loss = std::numeric_limits<double>::infinity();
-  models::LMState carried;         // of training with the state carried over
-  torch::Tensor generator;         // state of the default random generator (dropout)
-  torch::Tensor device_generator;  // of the GPU's, where training is on one
+  int64_t step = 0;                                            // optimizer steps done
+  int64_t tokens = 0;                                          // trained on
+  nlohmann::json data;                                         // position of the batch source
+  double best_loss = std::numeric_limits<double>::infinity();  // of the evaluations
+  models::LMState carried;                                     // of training with the state carried over
+  torch::Tensor generator;                                     // state of the default random generator (dropout)
+  torch::Tensor device_generator;                              // of the GPU's, where training is on one
 };
 
 // Copies of all tensors, so that training can go on while a thread writes them.
 class Snapshot {
  public:
+  // Of everything as it is now.
   Snapshot(const RunConfig& config, const models::MambaLMImpl& model, const AdamW& optimizer, const RunState& state);
-  void write(const std::filesystem::path& folder) const;
+  void write(const std::filesystem::path& folder) const;  // as a checkpoint folder, at once
 
  private:
   nlohmann::ordered_json state_;

@@ -16,8 +16,10 @@ namespace adder::train {
 // it.
 class DeviceStep {
  public:
+  // What a step gave.
   struct Figures {
-    double loss, norm;
+    double loss;   // nats per target, the mean over its batches
+    double norm;   // of the whole gradient, before clipping
     bool stopped;  // this step or one before it was not finite
   };
 
@@ -28,15 +30,14 @@ class DeviceStep {
 
   // Queues a step. Batches lie on the CPU, pinned.
   void launch(const std::vector<tasks::TaskBatch>& batches, double lr);
-  // Steps whose figures have not been taken, and how many there may be.
-  int64_t pending() const { return figures_.pending(); }
-  int64_t most_pending() const { return figures_.slots(); }
-  bool ready() const { return figures_.ready(); }
-  Figures take();  // of the oldest step, waiting for it
+  int64_t pending() const { return figures_.pending(); }     // steps whose figures have not been taken
+  int64_t most_pending() const { return figures_.slots(); }  // how many there may be
+  bool ready() const { return figures_.ready(); }            // whether take() need not wait
+  Figures take();                                            // of the oldest step, waiting for it
 
   // The state behind the last step, of training with the state carried over.
   models::LMState carried() const;
-  void set_carried(const models::LMState& state);
+  void set_carried(const models::LMState& state);  // what the next step begins from
 
  private:
   void work(const std::vector<tasks::TaskBatch>& batches, bool update);

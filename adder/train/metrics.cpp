@@ -9,7 +9,7 @@
 #include <cstring>
 #include <fstream>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 
 namespace adder::train {

@@ -8,7 +8,7 @@
 #include <deque>
 #include <filesystem>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
 #include "adder/data/prefetcher.h"

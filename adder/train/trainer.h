@@ -9,6 +9,7 @@
 
 namespace adder::train {
 
+// What train() calls; each may be empty.
 struct TrainHooks {
   // Called every train.sample_every steps, with the model in evaluation mode.
   std::function<void(models::MambaLM&, int64_t step)> sample;
@@ -18,12 +19,13 @@ struct TrainHooks {
   std::function<void(int64_t step, const tasks::Evaluation&)> evaluated;
 };
 
+// How a run ended.
 struct TrainResult {
-  int64_t steps = 0;         // steps done in all
-  bool interrupted = false;  // stop_requested said so
-  std::optional<tasks::Evaluation> last;
-  double seconds = 0;  // of training steps in this call
-  double tokens_per_second = 0;
+  int64_t steps = 0;                      // steps done in all
+  bool interrupted = false;               // stop_requested said so
+  std::optional<tasks::Evaluation> last;  // the last evaluation, where there was one
+  double seconds = 0;                     // of training steps in this call
+  double tokens_per_second = 0;           // over those seconds
 };
 
 // The task of a run, which can be trained and evaluated with these options. Throws what train() would throw because of

@@ -8,7 +8,7 @@
 #include <set>
 #include <system_error>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/hash.h"
 #include "adder/core/json_text.h"
 #include "adder/core/version.h"

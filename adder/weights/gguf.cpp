@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/gguf_format.h"
 #include "adder/weights/safetensors_header.h"
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/gguf.h"
 #include "adder/weights/gguf_format.h"
 #include "adder/weights/safetensors_header.h"

@@ -8,7 +8,7 @@
 #include <map>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/gguf.h"
 #include "adder/weights/safetensors_header.h"
 

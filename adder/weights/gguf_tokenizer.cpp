@@ -5,7 +5,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors_header.h"
 
 namespace adder::weights {

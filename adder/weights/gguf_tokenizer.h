@@ -10,9 +10,10 @@ namespace adder::weights {
 
 // The tokenizer inside a GGUF file: byte-level BPE, as llama.cpp's "gpt2" model reads it.
 struct GgufTokenizer {
+  // As llama.cpp numbers them.
   enum class TokenType : int32_t { kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5 };
 
-  std::string model = "gpt2";
+  std::string model = "gpt2";  // llama.cpp's name of the kind
   // How text is cut before the merges. "olmo" is what llama.cpp's converter finds for the GPT-NeoX tokenizer, and
   // stands for GPT-2's regular expression.
   std::string pre = "olmo";
@@ -20,8 +21,10 @@ struct GgufTokenizer {
   std::vector<TokenType> types;     // of each token
   std::vector<std::string> merges;  // "left right", the first one first
   // Without them llama.cpp takes token 11 for begin and end of a text.
-  std::optional<int64_t> bos, eos, unknown;
-  bool add_bos = false;
+  std::optional<int64_t> bos;      // begin of a text
+  std::optional<int64_t> eos;      // end of a text
+  std::optional<int64_t> unknown;  // what no other token stands for
+  bool add_bos = false;            // llama.cpp puts bos in front of a text
 };
 
 // From the contents of a byte-level BPE's tokenizer.json, with unused tokens up to `rows`. Begin, end and unknown are

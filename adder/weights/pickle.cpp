@@ -6,7 +6,7 @@
 #include <cstring>
 #include <map>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::weights {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
 #include "adder/weights/torch_file.h"

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/hash.h"
 
 namespace adder::weights {

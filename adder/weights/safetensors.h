@@ -19,12 +19,13 @@ namespace adder::weights {
 // errors name the file, the tensor and the byte position.
 class SafetensorsFile {
  public:
+  // Throws adder::Error where it is no valid safetensors file.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   // In the order of their data in the file.
   const std::vector<std::string>& names() const { return names_; }
-  bool contains(std::string_view name) const { return index_.contains(name); }
-  const Metadata& metadata() const { return metadata_; }
+  bool contains(std::string_view name) const { return index_.contains(name); }  // whether it has this tensor
+  const Metadata& metadata() const { return metadata_; }                        // texts by name, beside the tensors
 
   // The tensor on the CPU, without a copy where its data is aligned: a view that keeps the mapping alive and must only
   // be read (writing to it is a segmentation fault). Clone it to change it.

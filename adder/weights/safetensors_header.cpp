@@ -10,7 +10,7 @@
 #include <set>
 #include <string_view>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/json_text.h"
 
 namespace adder::weights {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string_view>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors_header.h"
 
 namespace adder::weights {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <optional>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors_header.h"
 #include "adder/weights/stored_zip.h"
 

@@ -19,14 +19,16 @@ namespace adder::weights {
 // state dict (read_state_dict) lies within the file; errors name the file, the tensor and the byte position.
 class TorchFile {
  public:
+  // Throws adder::Error where it is no such checkpoint, or holds what is not read.
   explicit TorchFile(const std::filesystem::path& path);
 
   // In the order of the state dict.
   const std::vector<std::string>& names() const { return names_; }
-  bool contains(std::string_view name) const { return index_.contains(name); }
+  bool contains(std::string_view name) const { return index_.contains(name); }  // whether it has this tensor
 
   // The tensor on the CPU, with the strides it was saved with, as SafetensorsFile::tensor: a view of the mapping where
-  // its data is aligned, only to be read. The first tensor of a storage in an archive checks the storage's sum.
+  // its data is aligned, only to be read; conjugated and negated lazily, as it was saved. The first tensor of a storage
+  // in an archive checks the storage's sum.
   at::Tensor tensor(std::string_view name) const;
 
  private:

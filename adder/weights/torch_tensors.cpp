@@ -6,7 +6,7 @@
 #include <array>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors_header.h"
 
 namespace adder::weights {

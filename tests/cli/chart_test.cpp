@@ -1,5 +1,7 @@
 #include "cli/chart.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>

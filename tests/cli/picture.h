@@ -7,7 +7,7 @@
 #include <memory>
 #include <set>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::cli {
 

@@ -13,7 +13,7 @@
 #include <set>
 #include <thread>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::core {
 namespace {

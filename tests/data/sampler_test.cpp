@@ -7,6 +7,7 @@
 #include <numeric>
 #include <set>
 
+#include "adder/core/check.h"
 #include "adder/data/prefetcher.h"
 #include "tests/data/temporary_folder.h"
 

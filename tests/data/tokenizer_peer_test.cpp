@@ -1,6 +1,7 @@
 // Agreement with the Python package `tokenizers`, in the Python that ADDER_TOKENIZERS_PYTHON names (.venv/bin/python
 // without it): tokenizer_peer.py runs as a child and says what the package makes of texts. ADDER_TOKENIZERS_STRINGS is
 // how many random texts there are (20,000); from a million on every code point is compared too, which takes minutes.
+#include <fmt/format.h>
 #include <sys/wait.h>
 
 #include <cstdio>

@@ -1,4 +1,5 @@
 // What decoding does on a GPU beside what it does on the CPU.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>

@@ -11,7 +11,7 @@
 #include <numeric>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/options_io.h"
 #include "adder/core/random.h"
 

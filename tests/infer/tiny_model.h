@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/core/random.h"
 #include "adder/models/mamba_lm.h"
 

@@ -1,4 +1,5 @@
 // A real trained model, CryptoMamba (volume variant), by the layers alone: its published predictions come out again.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 

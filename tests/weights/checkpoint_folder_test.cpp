@@ -1,5 +1,6 @@
 #include "adder/weights/checkpoint_folder.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>

@@ -6,7 +6,7 @@
 #include <sstream>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors.h"
 #include "tests/python_child.h"
 

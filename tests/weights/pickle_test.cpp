@@ -8,7 +8,7 @@
 #include <limits>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/torch_tensors.h"
 #include "tests/weights/torch_fixture.h"
 

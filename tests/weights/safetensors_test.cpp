@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 
 namespace adder::weights {
 namespace {

@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <string>
 
-#include "adder/core/error.h"
+#include "adder/core/check.h"
 #include "adder/weights/safetensors.h"
 #include "tests/data/temporary_folder.h"
 #include "tests/python_child.h"

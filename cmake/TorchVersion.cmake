@@ -1,0 +1,15 @@
+# The version "2.11.0" of the torch package in a folder; empty where that has no torch headers.
+function(adder_torch_version folder result)
+  set(version)
+  foreach(header IN ITEMS headeronly/version.h csrc/api/include/torch/version.h) # the second: before torch 2.9
+    if(EXISTS "${folder}/include/torch/${header}" AND NOT version)
+      foreach(part IN ITEMS MAJOR MINOR PATCH)
+        file(STRINGS "${folder}/include/torch/${header}" line REGEX "define TORCH_VERSION_${part} " LIMIT_COUNT 1)
+        string(REGEX MATCH "[0-9]+" number "${line}")
+        list(APPEND version ${number})
+      endforeach()
+    endif()
+  endforeach()
+  list(JOIN version . version)
+  set(${result} "${version}" PARENT_SCOPE)
+endfunction()
