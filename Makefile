@@ -4,9 +4,11 @@ BUILD := build/$(PRESET)
 ADDER := build/release/adder
 PYTHON := .venv/bin/python
 PREFIX ?= /usr/local
-CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH)
+# CUDA=ON fails where there is no nvcc, CUDA=OFF leaves the kernels for GPUs out; empty: as the machine has it.
+CUDA ?=
+CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH) $(if $(CUDA),-DADDER_CUDA=$(CUDA))
 
-.PHONY: help setup build test test-asan test-tsan test-peers demo install docs bench format format-check lint layers clean
+.PHONY: help setup build test test-asan test-tsan test-peers fuzz demo install docs bench format format-check lint layers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,10 @@ test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitize
 test-tsan: ## run the tests of host threads under ThreadSanitizer
 	@$(MAKE) build PRESET=tsan
 	@ctest --preset tsan -L threads
+
+fuzz: setup ## fuzz the readers of files, 10^7 inputs each (hours; docs/fuzzing.md), and show the lines reached
+	@tools/fuzz.sh run
+	@tools/fuzz.sh coverage
 
 test-peers: build ## compare with other programs: llama.cpp, transformers, the reference's tests (ADDER_PEERS)
 	@tests/peers/run.sh
