@@ -10,6 +10,7 @@
 #include "adder/ops/linear_cross_entropy.h"
 #include "adder/ops/selective_scan.h"
 #include "adder/ops/small_linear.h"
+#include "adder/ops/transposed.h"
 #include "tests/device.h"
 
 // The operators as the tests call them: with tensors on the CPU, which go to the device of the test at hand and come
@@ -68,6 +69,10 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const
 inline at::Tensor small_linear(const at::Tensor& x, const at::Tensor& weight,
                                const std::optional<at::Tensor>& bias = {}) {
   return back(ops::small_linear(there(x), there(weight), there(bias)));
+}
+
+inline at::Tensor transposed(const at::Tensor& x) {
+  return back(ops::transposed(there(x)));
 }
 
 }  // namespace adder::tests::here
