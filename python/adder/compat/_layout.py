@@ -34,14 +34,17 @@ def common_type(op: str, **tensors: Tensor | None) -> torch.dtype:
 def channel_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, D, L) to (B, L, D). The CPU reads any strides faster than it copies; for a GPU channels have to be
     neighbours."""
-    x = x.transpose(1, 2).to(dtype)
-    return x if x.device.type == "cpu" or x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+    x = x.to(dtype)
+    y = x.transpose(1, 2)
+    return y if x.device.type != "cuda" or y.stride(2) == 1 or y.shape[2] == 1 else torch.ops.adder.transposed(x)
 
 
 def like_layout(y: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, L, D) to (B, D, L), in memory as reference (B, D, L) is: callers reshape what they get."""
-    y = y.transpose(1, 2).to(dtype)
-    return y.contiguous() if reference.stride(2) == 1 and reference.shape[2] > 1 else y
+    y = y.to(dtype)
+    if reference.stride(2) != 1 or reference.shape[2] <= 1:
+        return y.transpose(1, 2)
+    return torch.ops.adder.transposed(y) if y.device.type == "cuda" else y.transpose(1, 2).contiguous()
 
 
 class Slots:
