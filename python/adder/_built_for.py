@@ -6,8 +6,10 @@ import json
 import mmap
 import re
 from pathlib import Path
+from typing import Any
 
 LIBRARY = "libadder_ops.so"
+MODELS_LIBRARY = "libadder_models.so"
 RECORD = "built_for.json"
 
 
@@ -25,10 +27,20 @@ def torch_version_in(folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def torch_built_for(library: Path) -> str | None:
-    """From the record that a wheel carries beside the library; None where there is none."""
+def _record(library: Path) -> dict[str, Any]:
+    """What a wheel carries beside the library; empty where there is none."""
     record = library.with_name(RECORD)
-    return json.loads(record.read_text())["torch"] if record.is_file() else None
+    return json.loads(record.read_text()) if record.is_file() else {}
+
+
+def torch_built_for(library: Path) -> str | None:
+    """The version of torch, where a wheel has the library; None elsewhere."""
+    return _record(library).get("torch")
+
+
+def brought_for(library: Path) -> list[Path]:
+    """The libraries beside it that a wheel has for it."""
+    return [library.with_name(name) for name in _record(library).get("brought", {}).get(library.name, [])]
 
 
 def same_series(a: str, b: str) -> bool:

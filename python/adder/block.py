@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import _register_namedtuple
 
 from . import ops
 
+Layer = TypeVar("Layer", bound=nn.Module)
 SMALL_ROWS = 8  # up to so many rows, reading the weights is what costs
 
 
@@ -72,7 +74,7 @@ class MambaOptions:
         _require(self.dt_max >= self.dt_min, f"dt_max must not be below dt_min, got {self.dt_max} and {self.dt_min}")
 
     def rank(self, d_model: int) -> int:
-        """What dt_rank stands for; 0 for "none"."""
+        """What dt_rank stands for in a block of d_model channels; 0 for "none"."""
         if self.dt_rank == "auto":
             return math.ceil(d_model / 16)
         return 0 if self.dt_rank == "none" else int(self.dt_rank)
@@ -92,9 +94,11 @@ class MambaState(NamedTuple):
     """(S, D, N), complex for complex states"""
 
     def detach(self) -> MambaState:
+        """The same values, through which no gradient goes."""
         return MambaState(self.conv.detach(), self.ssm.detach())
 
     def clone(self) -> MambaState:
+        """A copy."""
         return MambaState(self.conv.clone(), self.ssm.clone())
 
     def select(self, index: Tensor) -> MambaState:
@@ -102,7 +106,11 @@ class MambaState(NamedTuple):
         return MambaState(self.conv.index_select(0, index), self.ssm.index_select(0, index))
 
 
-def uninitialised(kind: type[nn.Module], *arguments, **named) -> nn.Module:
+# So that torch.export can save programs that take or give one.
+_register_namedtuple(MambaState, serialized_type_name="adder.MambaState")
+
+
+def uninitialised(kind: type[Layer], *arguments: Any, **named: Any) -> Layer:
     """A layer whose parameters are filled later, on the device that torch makes tensors on ("meta" too)."""
     return nn.utils.skip_init(kind, *arguments, device=torch.get_default_device(), **named)
 
@@ -115,6 +123,8 @@ def uniform_fan_in(tensor: Tensor, fan_in: int) -> None:
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x), by the operator for few rows where it applies. A layer of another class is just called."""
+    if torch.compiler.is_compiling():  # a graph is for any number of rows
+        return layer(x)
     few = x.numel() <= SMALL_ROWS * x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
     plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
     if few and plain and x.dtype == layer.weight.dtype and not torch.is_autocast_enabled("cpu"):
@@ -147,9 +157,22 @@ class Mamba(nn.Module):
         d_model: channels of input and output.
         options: the block's choices; single ones can be given by name, `Mamba(64, d_state=32)`.
         n_layer: of the model it is part of; out_proj starts at 1/sqrt(n_layer) of its size.
+
+    Raises:
+        ValueError: an option outside its range or choices.
     """
 
-    def __init__(self, d_model: int, options: MambaOptions | None = None, *, n_layer: int = 1, **choices) -> None:
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear | None
+    dt_proj: nn.Linear | _DeltaBias
+    out_proj: nn.Linear
+    A_imag: nn.Parameter | None
+    B: nn.Parameter | None
+    C: nn.Parameter | None
+
+    def __init__(self, d_model: int, options: MambaOptions | None = None, *, n_layer: int = 1,
+                 **choices: Any) -> None:
         super().__init__()
         _require(d_model >= 1, f"d_model must be at least 1, got {d_model}")
         o = replace(options or MambaOptions(), **choices)
@@ -174,14 +197,15 @@ class Mamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, n_layer: int = 1) -> None:
+        """Draws all parameters anew, as the published code does (arXiv 2312.00752, section 3.6)."""
         o = self.options
         uniform_fan_in(self.in_proj.weight, self.d_model)
         uniform_fan_in(self.conv1d.weight, o.d_conv)
-        if o.conv_bias:
+        if self.conv1d.bias is not None:
             uniform_fan_in(self.conv1d.bias, o.d_conv)
         if self.x_proj is not None:
             uniform_fan_in(self.x_proj.weight, self.d_inner)
-        if self.rank:
+        if not isinstance(self.dt_proj, _DeltaBias):
             scale = o.dt_scale / math.sqrt(self.rank)
             low = scale if o.dt_init == "constant" else -scale
             self.dt_proj.weight.fill_(scale) if low == scale else self.dt_proj.weight.uniform_(low, scale)
@@ -196,7 +220,7 @@ class Mamba(nn.Module):
             self.A_log.fill_(math.log(0.5))
         else:
             self.A_log.normal_()
-        if o.complex:
+        if self.A_imag is not None:
             self.A_imag.normal_() if o.A_init == "random" else self.A_imag.copy_(n * (o.A_init == "s4d-lin"))
         if self.B is not None:  # constant B and C as in S4D: ones, and normal values of unit variance
             self.B.copy_(torch.tensor([1.0, 0.0])) if o.complex else self.B.fill_(1)
@@ -211,10 +235,21 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor, state: MambaState | None = None, *, mask: Tensor | None = None,
                 cu_seqlens: Tensor | None = None, reverse: bool = False) -> tuple[Tensor, MambaState]:
-        """x (B, L, d_model), any L from 0, and the state before it, to y (B, L, d_model) and the state after it.
+        """The block's output and the state after it. Any way of cutting a sequence gives the same outputs, states and
+        gradients within rounding.
 
-        mask, cu_seqlens and reverse are those of adder.ops.selective_scan. Any way of cutting a sequence gives the same
-        outputs, states and gradients within rounding.
+        Args:
+            x: (B, L, d_model), any L from 0, of the type of the projections' weights or under autocast.
+            state: what an earlier call gave back; None: zeros.
+            mask: (B, L) bool; a step that is False leaves the state alone.
+            cu_seqlens: (S + 1) int64 on the CPU, B = 1: packed sequences, the state is of S then.
+            reverse: time runs from the last step to the first.
+
+        Returns:
+            y (B, L, d_model) and the state after the last step.
+
+        Raises:
+            ValueError: x of another width; what adder.ops.causal_conv1d and selective_scan refuse.
         """
         o = self.options
         if x.dim() != 3 or x.shape[2] != self.d_model:
@@ -222,22 +257,22 @@ class Mamba(nn.Module):
                 f"Mamba: x must have shape (B, L, d_model) with d_model = {self.d_model}, got {tuple(x.shape)}")
         inner, z = linear(self.in_proj, x).chunk(2, dim=-1)
         real = accumulator_type(inner.dtype)
-        where = {"mask": mask, "cu_seqlens": cu_seqlens, "reverse": reverse}
+        where: dict[str, Any] = {"mask": mask, "cu_seqlens": cu_seqlens, "reverse": reverse}
         bias = self.conv1d.bias
-        taps, bias = self.conv1d.weight.squeeze(1).to(real), None if bias is None else bias.to(real)
-        u, window = ops.causal_conv1d(inner, taps, bias,
-                                      activation="silu", initial_window=state.conv if state else None, **where)
+        u, window = ops.causal_conv1d(inner, self.conv1d.weight.squeeze(1).to(real),
+                                      None if bias is None else bias.to(real), activation="silu",
+                                      initial_window=state.conv if state else None, **where)
         parts = list(linear(self.x_proj, u).split(self._parts, dim=-1)) if self.x_proj is not None else []
         if o.inner_norm == "rms":
             parts = [_without_mean_square(part, o.inner_norm_eps) for part in parts]
-        if self.rank:
+        if not isinstance(self.dt_proj, _DeltaBias):
             delta = functional.linear(parts.pop(0), self.dt_proj.weight)
         else:
             delta = u.new_zeros(1, 1, 1).expand_as(u)
         B = parts.pop(0).unsqueeze(2) if self.B is None else self._constant(self.B, real)
         C = parts.pop(0).unsqueeze(2) if self.C is None else self._constant(self.C, real)
         A = -torch.exp(self.A_log.to(real))
-        if o.complex:
+        if self.A_imag is not None:
             A = torch.complex(A, self.A_imag.to(real))
         y, ssm = ops.selective_scan(u, delta, A, B, C, D=self.D.to(real), z=z, delta_bias=self.dt_proj.bias.to(real),
                                     delta_softplus=True, discretization=o.discretization,

@@ -2,9 +2,13 @@
 
 Letters: B batch, L length, D channels, N states a channel, G groups, K width of the convolution, S sequences (B, or the
 packed segments), V vocabulary. T is the type of the activations (float32, float64, bfloat16, float16), R float32, or
-float64 where T is float64. Every operator has a CPU and a CUDA kernel, a Meta function and a gradient; there is neither
-a second nor a forward-mode derivative (small_linear has a second). Wrong arguments raise ValueError that names
-operator, argument, rule, what was expected and what came.
+float64 where T is float64. Every operator has a CPU and a CUDA kernel, a Meta function and, but for sum_of_squares, a
+gradient; torch.func's grad, vjp, jacrev and vmap (a slice at a time) go through it. There is neither a second nor a
+forward-mode derivative (small_linear has a second): NotImplementedError where one is used. Wrong arguments raise
+ValueError that names operator, argument, rule, what was expected and what came.
+
+Under torch.autocast, activations that meet in one operator take the widest of their types, parameters, states and the
+residual stream are float32, and linear_cross_entropy and small_linear take autocast's type; float64 stays.
 """
 
 from __future__ import annotations
@@ -134,6 +138,17 @@ def small_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of the squares of all elements, () float64, for the norm of gradients; float32 or float64, no
-    gradient."""
+    """The sum of the squares of all elements, for the norm of gradients.
+
+    Args:
+        tensors: float32 or float64, of any shapes, on one device; none: 0.
+
+    Returns:
+        () float64, without gradient.
+
+    Raises:
+        ValueError: another type or device. NotImplementedError: a tensor that requires gradients, outside no_grad.
+    """
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64)
     return _ops.sum_of_squares(list(tensors))

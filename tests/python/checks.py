@@ -31,6 +31,12 @@ def name_of(row):
     return ",".join(f"{name}={value}" for name, value in row.items())
 
 
+def on(device, arguments):
+    """A dict of arguments with its tensors there; cu_seqlens stays on the CPU."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) and name != "cu_seqlens" else value
+            for name, value in arguments.items()}
+
+
 def leaves(arguments):
     """The floating point and complex tensors of a dict of arguments, as leaves that want a gradient."""
     return {name: value.detach().requires_grad_() for name, value in arguments.items()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
 
 add_norm = torch.ops.adder.add_norm
 
@@ -28,9 +28,9 @@ def make(kind="rms", residual=True, bias=True, eps=1e-5, D=7, rows=(2, 3), dtype
 
 
 @pytest.mark.parametrize("row", pairwise(OPTIONS), ids=name_of)
-def test_gradcheck(row):
+def test_gradcheck(row, device):
     # One value has no variance: its norm is 0 / sqrt(eps), which wants an eps that a finite difference does not see.
-    gradcheck(add_norm, make(**{**row, "eps": 0.5} if row["D"] <= 2 else row))
+    gradcheck(add_norm, on(device, make(**{**row, "eps": 0.5} if row["D"] <= 2 else row)))
 
 
 REPRESENTATIVE = {
@@ -45,15 +45,15 @@ REPRESENTATIVE = {
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_opcheck(name):
-    opcheck(add_norm, make(**REPRESENTATIVE[name]))
+def test_opcheck(name, device):
+    opcheck(add_norm, on(device, make(**REPRESENTATIVE[name])))
 
 
 @pytest.mark.parametrize("name", ("base", "layer", "plain", "bfloat16"))
-def test_one_graph_for_all_lengths(name):
-    one_graph(add_norm, [make(**{**REPRESENTATIVE[name], "rows": (2, L)}) for L in (5, 7, 66)])
+def test_one_graph_for_all_lengths(name, device):
+    one_graph(add_norm, [on(device, make(**{**REPRESENTATIVE[name], "rows": (2, L)})) for L in (5, 7, 66)])
 
 
 @pytest.mark.parametrize("name", ("x", "weight"))
-def test_forward_mode_is_refused(name):
-    refuses_forward_mode(add_norm, make(), name)
+def test_forward_mode_is_refused(name, device):
+    refuses_forward_mode(add_norm, on(device, make()), name)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
 
 conv = torch.ops.adder.causal_conv1d
 
@@ -40,8 +40,8 @@ def make(width=4, bias=True, activation="silu", window=True, mask=False, packed=
 
 
 @pytest.mark.parametrize("row", pairwise(OPTIONS), ids=name_of)
-def test_gradcheck(row):
-    gradcheck(conv, make(**row))
+def test_gradcheck(row, device):
+    gradcheck(conv, on(device, make(**row)))
 
 
 REPRESENTATIVE = {
@@ -58,15 +58,15 @@ REPRESENTATIVE = {
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_opcheck(name):
-    opcheck(conv, make(**REPRESENTATIVE[name]))
+def test_opcheck(name, device):
+    opcheck(conv, on(device, make(**REPRESENTATIVE[name])))
 
 
 @pytest.mark.parametrize("name", ("base", "plain", "packed", "mask_reverse"))
-def test_one_graph_for_all_lengths(name):
-    one_graph(conv, [make(**{**REPRESENTATIVE[name], "L": L}) for L in (5, 7, 66, 130)])
+def test_one_graph_for_all_lengths(name, device):
+    one_graph(conv, [on(device, make(**{**REPRESENTATIVE[name], "L": L})) for L in (5, 7, 66, 130)])
 
 
 @pytest.mark.parametrize("name", ("x", "weight", "initial_window"))
-def test_forward_mode_is_refused(name):
-    refuses_forward_mode(conv, make(), name)
+def test_forward_mode_is_refused(name, device):
+    refuses_forward_mode(conv, on(device, make()), name)

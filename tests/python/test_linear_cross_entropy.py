@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
 
 loss = torch.ops.adder.linear_cross_entropy
 
@@ -32,8 +32,8 @@ def make(rows=5, D=4, V=9, padding=0, ignore="some", ignore_index=-100, dtype=to
 
 
 @pytest.mark.parametrize("row", pairwise(OPTIONS), ids=name_of)
-def test_gradcheck(row):
-    gradcheck(lambda **arguments: loss(**arguments)[0], make(**row))
+def test_gradcheck(row, device):
+    gradcheck(lambda **arguments: loss(**arguments)[0], on(device, make(**row)))
 
 
 REPRESENTATIVE = {
@@ -48,15 +48,15 @@ REPRESENTATIVE = {
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_opcheck(name):
-    opcheck(loss, make(**REPRESENTATIVE[name]))
+def test_opcheck(name, device):
+    opcheck(loss, on(device, make(**REPRESENTATIVE[name])))
 
 
 @pytest.mark.parametrize("name", ("base", "padded", "float32_weight"))
-def test_one_graph_for_all_lengths(name):
-    one_graph(loss, [make(**{**REPRESENTATIVE[name], "rows": rows}) for rows in (5, 7, 66)])
+def test_one_graph_for_all_lengths(name, device):
+    one_graph(loss, [on(device, make(**{**REPRESENTATIVE[name], "rows": rows})) for rows in (5, 7, 66)])
 
 
 @pytest.mark.parametrize("name", ("x", "weight"))
-def test_forward_mode_is_refused(name):
-    refuses_forward_mode(loss, make(), name)
+def test_forward_mode_is_refused(name, device):
+    refuses_forward_mode(loss, on(device, make()), name)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
 
 scan = torch.ops.adder.selective_scan
 
@@ -62,24 +62,26 @@ def make(complex=False, discretization="euler", B="step", C="step", groups=1, st
 
 
 @pytest.mark.parametrize("row", pairwise(OPTIONS), ids=name_of)
-def test_gradcheck(row):
+def test_gradcheck(row, device):
     # Two chunks of 64 steps; few numbers keep it fast.
     size = dict(N=1, batch=1) if row["L"] == 66 else {}
-    gradcheck(scan, make(**row, **size))
+    gradcheck(scan, on(device, make(**row, **size)))
 
 
 @pytest.mark.parametrize("complex", (False, True))
 @pytest.mark.parametrize("scale", (1e-2, 1e-4, 1e-6, 1e-8))
-def test_gradcheck_zoh_near_zero(complex, scale):
-    gradcheck(scan, make(complex=complex, discretization="zoh", softplus=False, bias=False, delta_scale=scale))
+def test_gradcheck_zoh_near_zero(complex, scale, device):
+    small = make(complex=complex, discretization="zoh", softplus=False, bias=False, delta_scale=scale)
+    gradcheck(scan, on(device, small))
 
 
 @pytest.mark.parametrize("discretization", ("euler", "zoh"))
 @pytest.mark.parametrize("complex", (False, True))
 @pytest.mark.parametrize("shape", ((1, 1, 1), (1, 1, 4), (1, 5, 1)))
-def test_gradcheck_broadcast_delta(complex, discretization, shape):
-    arguments = make(complex=complex, discretization=discretization)
-    arguments["delta"] = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_gradcheck_broadcast_delta(complex, discretization, shape, device):
+    arguments = on(device, make(complex=complex, discretization=discretization))
+    delta = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    arguments["delta"] = delta.to(device)
 
     def broadcast(delta, **rest):
         return scan(delta=delta.expand(rest["u"].shape), **rest)
@@ -89,14 +91,14 @@ def test_gradcheck_broadcast_delta(complex, discretization, shape):
 
 @pytest.mark.parametrize("name", ("mask", "packed", "reverse", "B", "C"))
 @pytest.mark.parametrize("scale", (1e-4, 1e-8))
-def test_gradcheck_zoh_near_zero_with(name, scale):
+def test_gradcheck_zoh_near_zero_with(name, scale, device):
     change = {name: "constant" if name in "BC" else True}
-    gradcheck(scan, make(**change, discretization="zoh", softplus=False, bias=False, delta_scale=scale))
+    gradcheck(scan, on(device, make(**change, discretization="zoh", softplus=False, bias=False, delta_scale=scale)))
 
 
 @pytest.mark.parametrize("complex", (False, True))
-def test_zoh_at_zero_delta_is_exact(complex):
-    arguments = make(complex=complex, discretization="zoh", softplus=False, bias=False)
+def test_zoh_at_zero_delta_is_exact(complex, device):
+    arguments = on(device, make(complex=complex, discretization="zoh", softplus=False, bias=False))
     arguments["delta"] = torch.zeros_like(arguments["delta"])
     gradcheck(scan, arguments)
     assert torch.equal(scan(**arguments)[1], arguments["initial_state"])
@@ -119,15 +121,15 @@ REPRESENTATIVE = {
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_opcheck(name):
-    opcheck(scan, make(**REPRESENTATIVE[name]))
+def test_opcheck(name, device):
+    opcheck(scan, on(device, make(**REPRESENTATIVE[name])))
 
 
 @pytest.mark.parametrize("name", ("base", "complex", "constant", "packed", "mask_reverse"))
-def test_one_graph_for_all_lengths(name):
-    one_graph(scan, [make(**{**REPRESENTATIVE[name], "L": L}) for L in (5, 7, 66, 130)])
+def test_one_graph_for_all_lengths(name, device):
+    one_graph(scan, [on(device, make(**{**REPRESENTATIVE[name], "L": L})) for L in (5, 7, 66, 130)])
 
 
 @pytest.mark.parametrize("name", ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"))
-def test_forward_mode_is_refused(name):
-    refuses_forward_mode(scan, make(), name)
+def test_forward_mode_is_refused(name, device):
+    refuses_forward_mode(scan, on(device, make()), name)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, one_graph, opcheck, refuses_forward_mode
+from checks import gradcheck, on, one_graph, opcheck, refuses_forward_mode
 
 linear = torch.ops.adder.small_linear
 
@@ -28,19 +28,19 @@ REPRESENTATIVE = {
 
 
 @pytest.mark.parametrize("name", [name for name in REPRESENTATIVE if "float" not in name])
-def test_gradcheck(name):
-    gradcheck(linear, make(**REPRESENTATIVE[name]))
+def test_gradcheck(name, device):
+    gradcheck(linear, on(device, make(**REPRESENTATIVE[name])))
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_opcheck(name):
-    opcheck(linear, make(**REPRESENTATIVE[name]))
+def test_opcheck(name, device):
+    opcheck(linear, on(device, make(**REPRESENTATIVE[name])))
 
 
-def test_one_graph_for_all_row_counts():
-    one_graph(linear, [make(rows=(rows,)) for rows in (2, 3, 7)])
+def test_one_graph_for_all_row_counts(device):
+    one_graph(linear, [on(device, make(rows=(rows,))) for rows in (2, 3, 7)])
 
 
 @pytest.mark.parametrize("name", ("x", "weight"))
-def test_forward_mode_is_refused(name):
-    refuses_forward_mode(linear, make(), name)
+def test_forward_mode_is_refused(name, device):
+    refuses_forward_mode(linear, on(device, make()), name)

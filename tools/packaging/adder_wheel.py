@@ -1,8 +1,9 @@
 """The build backend of pyproject.toml (PEP 517, PEP 660), of the standard library alone: no download decides what is
 built.
 
-A wheel is python/adder with lib/: the operator library, what that needs besides torch, and a record of the torch it was
-built for. The library is the one in build/release/lib, or ADDER_OPS_LIBRARY; without either CMake builds it.
+A wheel is python/adder with lib/: the libraries of operators and of models, what these need besides torch, and a record
+of the torch they were built for. They are those in build/release/lib, or the one that ADDER_OPS_LIBRARY names and the
+other beside it; without these CMake builds them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ except ImportError:
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python/adder"
 TAG = "py3-none-linux_x86_64"
-# What every Linux with this glibc has, or torch brings. Anything else that the library needs travels with it.
-SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|util|gcc_s|stdc\+\+)\.so|ld-linux|linux-vdso")
+# What every Linux with this glibc has, or torch brings. Anything else that a library needs travels with it.
+SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|util|z|gcc_s|stdc\+\+)\.so|ld-linux|linux-vdso")
 TORCH = re.compile(r"lib(torch|c10|gomp|cu|nv|nccl|shm)")
 
 
@@ -50,20 +51,20 @@ def _installed_torch() -> Path | None:
                 None)
 
 
-def _library() -> tuple[Path, str]:
-    """The operator library and the version of torch that it was built for."""
+def _libraries() -> tuple[list[Path], str]:
+    """The libraries of operators and of models, and the version of torch that they were built for."""
     records = _built_for()
     installed = _installed_torch()
     library = Path(os.environ.get("ADDER_OPS_LIBRARY") or ROOT / "build/release/lib" / records.LIBRARY)
-    if not library.is_file():
+    if not library.is_file() or not library.with_name(records.MODELS_LIBRARY).is_file():
         if installed is None:
             raise RuntimeError(
-                "adder: no built library and no torch to build it with: 'pip install torch' first, or name "
+                "adder: no built libraries and no torch to build them with: 'pip install torch' first, or name "
                 "its folder in ADDER_TORCH")
-        print(f"adder: building the operator library with torch in {installed}", file=sys.stderr)
+        print(f"adder: building the libraries with torch in {installed}", file=sys.stderr)
         library = ROOT / "build/release/lib" / records.LIBRARY
         for command in (["cmake", "--preset", "release", f"-DADDER_TORCH={installed}"],
-                        ["cmake", "--build", "--preset", "release", "--target", "adder_ops"]):
+                        ["cmake", "--build", "--preset", "release", "--target", "adder_ops", "adder_models"]):
             subprocess.run(command, cwd=ROOT, check=True)
     folder = records.torch_folder_of(library)
     version = records.torch_version_in(folder) if folder else None
@@ -76,21 +77,21 @@ def _library() -> tuple[Path, str]:
         raise RuntimeError(
             f"adder: {library} was built for torch {version}, but torch {here} is installed; remove it, so "
             "that it is built again")
-    return library, version
+    return [library, library.with_name(records.MODELS_LIBRARY)], version
 
 
 def _bundled(library: Path) -> list[Path]:
-    """The shared libraries that it needs from this system, besides torch's and those of any Linux."""
+    """The shared libraries that it needs from this system, besides torch's, ours and those of any Linux."""
     found = []
     for line in subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout.splitlines():
         name, _, rest = line.strip().partition(" ")
         path = rest.removeprefix("=> ").split(" (")[0]
-        if SYSTEM.search(name) or TORCH.match(name) or "site-packages" in path:
+        if SYSTEM.search(name) or TORCH.match(name) or name.startswith("libadder") or "site-packages" in path:
             continue
         if not Path(path).is_file():
             raise RuntimeError(f"adder: {library} needs {name}, which this system does not have")
         found.append(Path(path))
-    return found
+    return sorted(found)
 
 
 def _version() -> str:
@@ -133,20 +134,21 @@ def _write_wheel(folder: str, contents: dict[str, bytes], torch_version: str) ->
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    library, torch_version = _library()
+    libraries, torch_version = _libraries()
     contents = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes()
-                for path in sorted(PACKAGE.rglob("*.py")) if "lib" != path.parent.name}
-    contents["adder/py.typed"] = b""
-    contents[f"adder/lib/{library.name}"] = library.read_bytes()
-    for path in _bundled(library):
+                for path in sorted([*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]) if "lib" != path.parent.name}
+    brought = {library.name: _bundled(library) for library in libraries}
+    for path in [*libraries, *(path for paths in brought.values() for path in paths)]:
         contents[f"adder/lib/{path.name}"] = path.read_bytes()
-    contents[f"adder/lib/{_built_for().RECORD}"] = json.dumps({"torch": torch_version}).encode()
+    names = {name: [path.name for path in paths] for name, paths in brought.items()}
+    record = {"torch": torch_version, "brought": names}
+    contents[f"adder/lib/{_built_for().RECORD}"] = json.dumps(record).encode()
     return _write_wheel(wheel_directory, contents, torch_version)
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
     """Points at python/; the library is found in the source tree."""
-    _, torch_version = _library()
+    _, torch_version = _libraries()
     return _write_wheel(wheel_directory, {"adder_ssm.pth": f"{PACKAGE.parent}\n".encode()}, torch_version)
 
 
