@@ -32,6 +32,9 @@ def _per_step(op: str, name: str, tensor: Tensor, u: Tensor, A: Tensor, dtype: t
     values = 2 if A.is_complex() else 1
     letters = f"(batch, groups, dstate, {'2 ' if values == 2 else ''}seqlen)"
     expect_shape(op, name, grouped, letters, (batch, grouped.shape[1], state, values * length))
+    if values == 1:
+        by_row = channel_last(grouped.flatten(0, 1), dtype)  # (B G, L, N)
+        return by_row.unflatten(0, (batch, grouped.shape[1])).transpose(1, 2)
     steps = grouped.unflatten(-1, (length, values)) if length else grouped.unsqueeze(-1).expand(-1, -1, -1, -1, values)
     return steps.permute(0, 3, 1, 2, 4).flatten(3).to(dtype)
 
