@@ -9,7 +9,7 @@ from . import _library
 library = _library.load()
 """The path of the operator library, or None where another part of the program had loaded it."""
 
-from . import ops  # noqa: E402
+from . import _fake, ops  # noqa: E402, F401
 from .block import Mamba, MambaOptions, MambaState  # noqa: E402
 from .generation import GeneratedRow  # noqa: E402
 from .language_model import LMState, Loss, MambaLM, MambaLMOptions  # noqa: E402

@@ -108,6 +108,7 @@ class MambaState(NamedTuple):
 
 # So that torch.export can save programs that take or give one.
 _register_namedtuple(MambaState, serialized_type_name="adder.MambaState")
+torch.serialization.add_safe_globals([MambaState])  # and torch.load read them
 
 
 def uninitialised(kind: type[Layer], *arguments: Any, **named: Any) -> Layer:

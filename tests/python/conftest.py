@@ -13,6 +13,7 @@ def pytest_configure(config):
     torch.ops.load_library(os.environ.setdefault("ADDER_OPS_LIBRARY", str(BUILT)))
     torch.set_num_threads(1)  # thousands of tiny calls
     sys.path.insert(0, str(ROOT / "python"))
+    import adder  # noqa: F401  what it tells PyTorch of the operators
 
 
 def built_with_cuda():

@@ -4,6 +4,7 @@ same for each."""
 import pytest
 import torch
 import torch._dynamo.testing
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adder
 
@@ -94,3 +95,17 @@ def test_decoding_without_gradients(device):
             same(logits, model(ids)[0][:, -1:])
             counts.append(compiler.frame_count)
     assert counts == counts[:1] * len(counts), counts
+
+
+def test_packed_sequences_of_a_gpu_need_no_gpu_to_trace():
+    """cu_seqlens is on the CPU; results are where the activations are."""
+    with FakeTensorMode():
+        x, weight = torch.empty(1, 12, 8, device="cuda"), torch.empty(8, 4, device="cuda")
+        offsets = torch.empty(3, dtype=torch.int64)
+        y, window = torch.ops.adder.causal_conv1d(x, weight, cu_seqlens=offsets)
+        assert y.device.type == window.device.type == "cuda" and window.shape == (2, 3, 8)
+        A, B = torch.empty(8, 16, device="cuda"), torch.empty(1, 12, 1, 16, device="cuda")
+        y, state = torch.ops.adder.selective_scan(x, x, A, B, B, cu_seqlens=offsets)
+        assert y.device.type == state.device.type == "cuda" and state.shape == (2, 8, 16)
+        with pytest.raises(RuntimeError, match="two different devices"):
+            torch.ops.adder.selective_scan(x, x, A.to("cpu"), B, B)
