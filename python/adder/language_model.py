@@ -90,6 +90,7 @@ class Loss(NamedTuple):
 
 for _kind in (LMState, Loss):
     _register_namedtuple(_kind, serialized_type_name=f"adder.{_kind.__name__}")
+    torch.serialization.add_safe_globals([_kind])
 
 
 class Norm(nn.Module):
