@@ -4,7 +4,7 @@
 # PYTHON: a Python with torch and pytest, for the tests of the package. COMMIT: what is built, where git does not say.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-build=${1:-build/release}
+build=$(realpath "${1:-build/release}")
 python=${PYTHON:-.venv/bin/python}
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1) || { echo "gpu_report: nvidia-smi finds no GPU" >&2; exit 1; }
 report=bench/results/$(date +%Y-%m-%d)-$(echo "$name" | tr ' /' '--').md
@@ -17,7 +17,7 @@ one_test() {
   local test=$1 log passed
   log=$logs/$(basename "$test").log
   if [[ $test == *.py ]]; then
-    ADDER_OPS_LIBRARY=$PWD/$build/lib/libadder_ops.so "$python" -m pytest -q -p no:cacheprovider "$test" >"$log" 2>&1
+    ADDER_OPS_LIBRARY=$build/lib/libadder_ops.so "$python" -m pytest -q -p no:cacheprovider "$test" >"$log" 2>&1
   else
     "$test" >"$log" 2>&1
   fi
