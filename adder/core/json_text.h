@@ -48,7 +48,8 @@ std::string json_error_reason(const std::exception& error);
 // objects and arrays may be nested kMaxJsonDepth deep. Errors begin with `path` and name the byte.
 inline constexpr int kMaxJsonDepth = 64;
 nlohmann::ordered_json parse_json(std::string_view text, const std::string& path);
-// The same, with each object's keys sorted: for objects of many keys, which the other one takes quadratic time for.
+// The same, with each object's keys sorted, for objects in which many keys are looked for: the other one looks through
+// all of them for each.
 nlohmann::json parse_json_sorted(std::string_view text, const std::string& path);
 
 }  // namespace adder::core

@@ -7,10 +7,10 @@
 #include <unordered_map>
 
 #include "adder/core/check.h"
+#include "adder/core/files.h"
 #include "adder/core/json_text.h"
 #include "adder/core/options_source.h"
 #include "adder/data/byte_level.h"
-#include "adder/data/compressed_file.h"
 #include "adder/data/pre_tokenizer.h"
 #include "adder/data/unicode.h"
 
@@ -252,7 +252,8 @@ void read_added_tokens(const Node& list, const IdOf& ids, TokenizerParts& parts)
 }  // namespace
 
 TokenizerParts read_tokenizer_file(const std::filesystem::path& path) {
-  const std::string text = read_file(path);
+  const core::MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   const Json document = core::parse_json_sorted(text, path.string());
   const Node top(document, path.string() + ":");
   top.allow_keys({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",

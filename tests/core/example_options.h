@@ -1,12 +1,9 @@
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "adder/core/error.h"
 #include "adder/core/options.h"
 
 namespace adder::core {
@@ -71,17 +68,5 @@ struct ExampleOptions {
   }
   bool operator==(const ExampleOptions&) const = default;
 };
-
-// The message of the adder::Error that `call` throws; fails the test where it throws none.
-template <typename Call>
-std::string error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no adder::Error was thrown";
-  return {};
-}
 
 }  // namespace adder::core

@@ -41,6 +41,16 @@ TEST(JsonText, AKeyMayAppearOnceInItsObject) {
   EXPECT_EQ(error_of(R"([{"a":1},{"a":{"a":1}}])"), "no error");
 }
 
+// In quadratic time this would take minutes.
+TEST(JsonText, ManyKeysTakeNoLongerEach) {
+  std::string text = "{\"first\":0";
+  for (int i = 0; i < 300'000; ++i) text += ",\"" + std::to_string(i) + "\":0";
+  const nlohmann::ordered_json document = parse(text + "}");
+  EXPECT_EQ(document.size(), 300'001u);
+  EXPECT_EQ(document.begin().key(), "first");
+  EXPECT_THAT(error_of(text + ",\"first\":1}"), HasSubstr("key \"first\" appears twice"));
+}
+
 TEST(JsonText, BrokenTexts) {
   EXPECT_THAT(error_of(""), HasSubstr("x.json: is not valid JSON before byte 0: "));
   EXPECT_THAT(error_of(R"({"a":1)"), HasSubstr("before byte 6: syntax error while parsing object"));

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "adder/core/options_io.h"
+#include "tests/core/error_of.h"
 #include "tests/core/example_options.h"
 
 namespace adder::core {
