@@ -33,8 +33,8 @@ class Side:
 
     def __init__(self, model: torch.nn.Module, on_adder: bool) -> None:
         self.model, self.on_adder = model, on_adder
-        # AdamW's first step moves each weight by lr, however small its gradient: at 1e-4 a change of the weights by half
-        # a unit in the last place moves the next loss of the 130M model by 4e-4 of it, at 1e-6 by 1e-6.
+        # AdamW's first step moves each weight by lr, however small its gradient: at 1e-4 a change of the weights by
+        # half a unit in the last place moves the next loss of the 130M model by 4e-4 of it, at 1e-6 by 1e-6.
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def timed(self, work):
