@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times adder.compat in mamba_ssm's and causal_conv1d's layout, (B, D, L) with time side by side, against the figures
-of those packages on one NVIDIA H200 (mamba-ssm e9594ce, causal-conv1d 0d2252d, bfloat16; B and C (B, N, L), N = 16, z, D,
-delta_bias, softplus; width 4, bias, silu). Medians of events around ten calls, the changes of layout included.
+of those packages on one NVIDIA H200 (mamba-ssm e9594ce, causal-conv1d 0d2252d, bfloat16; B and C (B, N, L), N = 16, z,
+D, delta_bias, softplus; width 4, bias, silu). Medians of events around ten calls, the changes of layout included.
 
   tests/peers/compat_speed.py [--json OUT]
 
