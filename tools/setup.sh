@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build ccache git pkg-config python3-venv libgomp1
           libhwy-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev libfmt-dev
-          libzstd-dev liblzma-dev libzip-dev zlib1g-dev libxxhash-dev libcairo2-dev fonts-dejavu-core libgtest-dev libgmock-dev)
+          libzstd-dev liblzma-dev zlib1g-dev libxxhash-dev libcairo2-dev fonts-dejavu-core libgtest-dev libgmock-dev)
 
 missing_packages() {
   local p

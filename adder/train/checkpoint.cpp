@@ -39,6 +39,12 @@ torch::Tensor copy_of(const torch::Tensor& tensor) {
   return tensor.is_cpu() ? tensor.detach().clone() : tensor.detach().cpu();
 }
 
+int64_t count_of(const nlohmann::ordered_json& saved, const char* key, const std::string& where) {
+  ADDER_CHECK(saved[key].is_number_unsigned() && saved[key].get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX),
+              "{}: its state's '{}' must be a whole number from 0, got {}", where, key, saved[key].dump());
+  return saved[key].get<int64_t>();
+}
+
 }  // namespace
 
 Snapshot::Snapshot(const RunConfig& config, const models::MambaLMImpl& model, const AdamW& optimizer,
@@ -87,19 +93,23 @@ RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& conf
   const weights::NamedTensors training = folder.tensors(kTrainingFile);
   optimizer.load_state(training);
   RunState state;
-  state.step = saved["step"].get<int64_t>();
-  state.tokens = saved["tokens"].get<int64_t>();
+  state.step = count_of(saved, "step", folder.path().string());
+  state.tokens = count_of(saved, "tokens", folder.path().string());
   state.data = saved["data"];
-  if (saved.contains("best_loss")) state.best_loss = saved["best_loss"].get<double>();
-  for (const auto& [name, tensor] : training) {
-    if (name == "generator") state.generator = tensor;
-    if (name == "device_generator") state.device_generator = tensor;
-    if (!name.starts_with("carried.")) continue;
-    const size_t dot = name.find('.', 8);
-    const auto layer = static_cast<size_t>(std::stoll(name.substr(8, dot - 8)));
-    if (state.carried.layers.size() <= layer) state.carried.layers.resize(layer + 1);
-    (name.ends_with(".conv") ? state.carried.layers[layer].conv : state.carried.layers[layer].ssm) = tensor;
+  if (saved.contains("best_loss")) {
+    ADDER_CHECK(saved["best_loss"].is_number(), "{}: its state's 'best_loss' must be a number, got {}",
+                folder.path().string(), saved["best_loss"].dump());
+    state.best_loss = saved["best_loss"].get<double>();
   }
+  const std::map<std::string, torch::Tensor> tensors(training.begin(), training.end());
+  const auto find = [&](const std::string& name) {
+    const auto found = tensors.find(name);
+    return found == tensors.end() ? torch::Tensor() : found->second;
+  };
+  state.generator = find("generator");
+  state.device_generator = find("device_generator");
+  for (size_t i = 0; tensors.contains(fmt::format("carried.{}.conv", i)); ++i)
+    state.carried.layers.push_back({find(fmt::format("carried.{}.conv", i)), find(fmt::format("carried.{}.ssm", i))});
   ADDER_CHECK(state.generator.defined(), "{}: the state of the random generator is missing", folder.path().string());
   return state;
 }

@@ -3,65 +3,18 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <set>
 #include <system_error>
 
 #include "adder/core/check.h"
-#include "adder/core/hash.h"
 #include "adder/core/json_text.h"
-#include "adder/core/version.h"
+#include "adder/weights/checkpoint_format.h"
 
 namespace adder::weights {
 namespace fs = std::filesystem;
+using namespace checkpoint;
 using nlohmann::ordered_json;
 namespace {
-
-constexpr std::string_view kFormat = "adder-checkpoint";
-constexpr int64_t kFormatVersion = 1;
-constexpr const char* kDocument = "checkpoint.json";
-constexpr std::string_view kSuffix = ".safetensors";
-constexpr std::string_view kStepPrefix = "step-";
-constexpr const char* kBestName = "best";
-// The state lies one level deep in the document.
-constexpr int kMaxStateDepth = core::kMaxJsonDepth - 1;
-
-// A file name that stays within its folder on every system.
-bool is_file_name(std::string_view name) {
-  const auto allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '-' ||
-           c == '_';
-  };
-  return name.size() > kSuffix.size() && name.size() <= 200 && name.ends_with(kSuffix) && name[0] != '.' &&
-         std::ranges::all_of(name, allowed);
-}
-
-// Refuses what would not come back from JSON as it was.
-void check_state(const ordered_json& value, const std::string& where, int depth) {
-  ADDER_CHECK(depth <= kMaxStateDepth, "{} is nested more than {} deep", where, kMaxStateDepth);
-  ADDER_CHECK(!value.is_binary() && !value.is_discarded(), "{} must be a JSON value", where);
-  ADDER_CHECK(!value.is_number_float() || std::isfinite(value.get<double>()),
-              "{} must be finite, as JSON has no other numbers; got {}", where, value.get<double>());
-  for (const auto& [key, item] : value.items()) {
-    if (value.is_structured()) check_state(item, where + "." + key, depth + 1);
-  }
-}
-
-// The hash lies at the end of the text, and is that of the text without it: the same whoever writes numbers how.
-constexpr std::string_view kBeforeHash = ",\n  \"hash\": \"";
-constexpr std::string_view kAfterHash = "\"\n}\n";
-constexpr std::string_view kEnd = "\n}\n";
-
-std::string hash_text(const std::string& text) {
-  return core::hash_bytes(std::as_bytes(std::span(text)));
-}
-
-std::string with_hash(const ordered_json& document) {
-  const std::string text = document.dump(2) + "\n";
-  return fmt::format("{}{}{}{}", std::string_view(text).substr(0, text.size() - kEnd.size()), kBeforeHash,
-                     hash_text(text), kAfterHash);
-}
 
 void check_hash(std::string_view text, const std::string& path) {
   constexpr size_t kDigits = 32;
@@ -78,19 +31,6 @@ void check_hash(std::string_view text, const std::string& path) {
 std::string shown_value(const ordered_json& value) {
   return value.is_string() ? shown_name(value.get<std::string>())
                            : fmt::format("{} ({})", value.type_name(), shown_name(value.dump()));
-}
-
-fs::file_type kind_of(const fs::path& path) {
-  std::error_code error;
-  const fs::file_type kind = fs::status(path, error).type();
-  ADDER_CHECK(kind != fs::file_type::none, "cannot look at '{}': {}", path.string(), error.message());
-  return kind;
-}
-
-void check_folder(const fs::path& path) {
-  const fs::file_type kind = kind_of(path);
-  ADDER_CHECK(kind != fs::file_type::not_found, "{}: there is no such folder", path.string());
-  ADDER_CHECK(kind == fs::file_type::directory, "{}: must be a folder, but is a file", path.string());
 }
 
 bool is_hash(const ordered_json& value) {
@@ -151,8 +91,10 @@ ordered_json read_document(const fs::path& folder) {
 }
 
 void check_names(const SafetensorsFile& file, const ordered_json& listed, const std::string& path) {
+  std::set<std::string_view> names;
+  for (const auto& item : listed.items()) names.insert(item.key());
   for (const std::string& name : file.names()) {
-    ADDER_CHECK(listed.contains(name), "{}: has the tensor {}, which {} does not list", path, shown_name(name),
+    ADDER_CHECK(names.contains(name), "{}: has the tensor {}, which {} does not list", path, shown_name(name),
                 kDocument);
   }
   for (const auto& item : listed.items()) {
@@ -218,37 +160,17 @@ SafetensorsFile open_verified(const fs::path& path, const ordered_json& facts, c
 
 }  // namespace
 
-void write_checkpoint_folder(const fs::path& path, const CheckpointContent& content) {
-  ordered_json files = ordered_json::object(), tensors = ordered_json::object();
-  try {
-    ADDER_CHECK(content.state.is_object(), "the state must be a JSON object, got {}", content.state.type_name());
-    check_state(content.state, "state", 1);
-    std::set<std::string_view> names;
-    for (const CheckpointFile& file : content.files) {
-      ADDER_CHECK(is_file_name(file.name), "file {} must have a plain name that ends in {}", shown_name(file.name),
-                  kSuffix);
-      ADDER_CHECK(names.insert(file.name).second, "file {} is given twice", shown_name(file.name));
-    }
-    core::write_folder_atomically(path, [&](const fs::path& into) {
-      for (const CheckpointFile& file : content.files) {
-        // Other programs take a file for one of PyTorch's by this entry.
-        write_safetensors(into / file.name, file.tensors, {{"format", "pt"}});
-        const core::MappedFile written(into / file.name);
-        files[file.name] = {{"bytes", written.bytes().size()}, {"xxh3_128", core::hash_bytes(written.bytes())}};
-        // From the tensors in memory, so that these hashes do not depend on the file.
-        ordered_json& hashes = tensors[file.name] = ordered_json::object();
-        for (const auto& [name, tensor] : file.tensors) hashes[name] = tensor_hash(tensor);
-      }
-      const ordered_json document = {
-          {"format", kFormat}, {"version", kFormatVersion}, {"adder_version", core::kVersion},
-          {"files", files},    {"tensors", tensors},        {"state", content.state}};
-      core::write_file_atomically(into / kDocument, with_hash(document));
-    });
-  } catch (const Error& error) {
-    fail("{}: the checkpoint was not written: {}", path.string(), error.what());
-  } catch (const ordered_json::type_error&) {
-    fail("{}: the checkpoint was not written: the texts in its state must be UTF-8", path.string());
-  }
+fs::file_type checkpoint::kind_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_type kind = fs::status(path, error).type();
+  ADDER_CHECK(kind != fs::file_type::none, "cannot look at '{}': {}", path.string(), error.message());
+  return kind;
+}
+
+void checkpoint::check_folder(const fs::path& path) {
+  const fs::file_type kind = kind_of(path);
+  ADDER_CHECK(kind != fs::file_type::not_found, "{}: there is no such folder", path.string());
+  ADDER_CHECK(kind == fs::file_type::directory, "{}: must be a folder, but is a file", path.string());
 }
 
 CheckpointFolder::CheckpointFolder(const fs::path& path, Verify verify) : path_(path) {
@@ -277,61 +199,6 @@ NamedTensors CheckpointFolder::tensors(std::string_view file, Access access) con
     result.emplace_back(name, access == Access::kCopy ? tensor.clone() : tensor);
   }
   return result;
-}
-
-std::string checkpoint_name(int64_t step) {
-  ADDER_CHECK(step >= 0, "a checkpoint's step must be at least 0, got {}", step);
-  return fmt::format("{}{:08}", kStepPrefix, step);
-}
-
-std::vector<NumberedCheckpoint> list_checkpoints(const fs::path& run_folder) {
-  check_folder(run_folder);
-  std::vector<NumberedCheckpoint> result;
-  std::error_code error;
-  for (fs::directory_iterator it(run_folder, error), end; !error && it != end; it.increment(error)) {
-    const std::string name = it->path().filename().string();
-    if (!name.starts_with(kStepPrefix)) continue;
-    int64_t step = -1;
-    std::from_chars(name.data() + kStepPrefix.size(), name.data() + name.size(), step);
-    if (step >= 0 && name == checkpoint_name(step) && kind_of(it->path()) == fs::file_type::directory) {
-      result.push_back({step, it->path()});
-    }
-  }
-  ADDER_CHECK(!error, "cannot list '{}': {}", run_folder.string(), error.message());
-  std::ranges::sort(result, {}, &NumberedCheckpoint::step);
-  return result;
-}
-
-std::optional<FoundCheckpoint> latest_checkpoint(const fs::path& run_folder) {
-  std::vector<NumberedCheckpoint> numbered = list_checkpoints(run_folder);
-  if (numbered.empty()) return std::nullopt;
-  std::vector<std::string> damaged;
-  for (; !numbered.empty(); numbered.pop_back()) {
-    try {
-      return FoundCheckpoint{CheckpointFolder(numbered.back().path), damaged};
-    } catch (const NewerFormat&) {
-      throw;  // going on from an older checkpoint would write over what the newer program trained
-    } catch (const Error& error) {
-      damaged.push_back(error.what());
-    }
-  }
-  fail("{}: none of its {} checkpoints can be opened:\n  {}", run_folder.string(), damaged.size(),
-       fmt::join(damaged, "\n  "));
-}
-
-FoundCheckpoint resolve_checkpoint(const fs::path& path, Which which) {
-  check_folder(path);
-  if (kind_of(path / kDocument) != fs::file_type::not_found) return {CheckpointFolder(path), {}};
-  if (which == Which::kBest) {
-    ADDER_CHECK(kind_of(path / kBestName) != fs::file_type::not_found, "{}: has no checkpoint '{}'", path.string(),
-                kBestName);
-    return {CheckpointFolder(path / kBestName), {}};
-  }
-  std::optional<FoundCheckpoint> latest = latest_checkpoint(path);
-  ADDER_CHECK(latest,
-              "{}: is neither an Adder checkpoint (a folder with {}) nor a run with checkpoints (folders such as {})",
-              path.string(), kDocument, checkpoint_name(1000));
-  return std::move(*latest);
 }
 
 }  // namespace adder::weights

@@ -20,9 +20,7 @@ static_assert(std::endian::native == std::endian::little,
               "the format is little-endian, and tensors are mapped as they lie");
 
 constexpr int64_t kLengthBytes = 8;
-constexpr int64_t kMaxHeaderBytes = 100'000'000;
 constexpr int64_t kMaxDims = 64;
-constexpr const char* kMetadataKey = "__metadata__";
 
 struct DtypeName {
   const char* name;
@@ -275,32 +273,6 @@ SafetensorsHeader parse_header(std::span<const std::byte> file, const std::strin
   header.data_start = kLengthBytes + static_cast<int64_t>(length);
   check_layout(header, file_size, path);
   return header;
-}
-
-std::string format_header(const std::vector<TensorEntry>& entries, const Metadata& metadata, const std::string& path) {
-  // An ordered object of this many names would search them all for each one.
-  std::vector<std::string> fields;
-  std::set<std::string_view> names;
-  try {
-    if (!metadata.empty()) fields.push_back(fmt::format("\"{}\":{}", kMetadataKey, nlohmann::json(metadata).dump()));
-    for (const TensorEntry& entry : entries) {
-      ADDER_CHECK(entry.name != kMetadataKey, "{}: no tensor can be called {}", path, kMetadataKey);
-      ADDER_CHECK(names.insert(entry.name).second, "{}: tensor {} is given twice", path, shown_name(entry.name));
-      fields.push_back(fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                                   nlohmann::json(entry.name).dump(), dtype_name(entry.dtype, path),
-                                   fmt::join(entry.shape, ","), entry.begin, entry.end));
-    }
-  } catch (const nlohmann::json::type_error&) {
-    fail("{}: names of tensors and metadata must be UTF-8", path);
-  }
-  std::string text = fmt::format("{{{}}}", fmt::join(fields, ","));
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  ADDER_CHECK(text.size() <= static_cast<size_t>(kMaxHeaderBytes), "{}: the header must have at most {} bytes, got {}",
-              path, kMaxHeaderBytes, text.size());
-  const uint64_t length = text.size();
-  std::string out(sizeof(length), '\0');
-  std::memcpy(out.data(), &length, sizeof(length));
-  return out + text;
 }
 
 std::string shown_name(const std::string& name) {

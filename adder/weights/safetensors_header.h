@@ -11,6 +11,10 @@
 
 namespace adder::weights {
 
+// What a header may have at most, and the name in it that is no tensor's.
+inline constexpr int64_t kMaxHeaderBytes = 100'000'000;
+inline constexpr const char* kMetadataKey = "__metadata__";
+
 using Metadata = std::map<std::string, std::string>;
 
 struct TensorEntry {

@@ -1,9 +1,9 @@
 #include "adder/weights/stored_zip.h"
 
-#include <zip.h>
 #include <zlib.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string_view>
 
@@ -13,129 +13,118 @@
 namespace adder::weights {
 namespace {
 
-// The bytes as libzip reads them, and where it did last.
-struct Reader {
-  std::span<const std::byte> bytes;
-  uint64_t at = 0;
-  uint64_t last_read = 0;
-  zip_error_t error;
-};
+static_assert(std::endian::native == std::endian::little, "zip archives are little-endian");
 
-zip_int64_t serve(void* state, void* data, zip_uint64_t length, zip_source_cmd_t command) {
-  Reader& reader = *static_cast<Reader*>(state);
-  switch (command) {
-    case ZIP_SOURCE_SUPPORTS:
-      return zip_source_make_command_bitmap(ZIP_SOURCE_OPEN, ZIP_SOURCE_READ, ZIP_SOURCE_CLOSE, ZIP_SOURCE_STAT,
-                                            ZIP_SOURCE_ERROR, ZIP_SOURCE_FREE, ZIP_SOURCE_SEEK, ZIP_SOURCE_TELL,
-                                            ZIP_SOURCE_SUPPORTS, -1);
-    case ZIP_SOURCE_OPEN:
-      reader.at = 0;
-      return 0;
-    case ZIP_SOURCE_READ: {
-      const uint64_t count = std::min<uint64_t>(length, reader.bytes.size() - reader.at);
-      if (count > 0) std::memcpy(data, reader.bytes.data() + reader.at, count);
-      reader.last_read = reader.at;
-      reader.at += count;
-      return static_cast<zip_int64_t>(count);
-    }
-    case ZIP_SOURCE_SEEK: {
-      const zip_int64_t to =
-          zip_source_seek_compute_offset(reader.at, reader.bytes.size(), data, length, &reader.error);
-      if (to < 0) return -1;
-      reader.at = static_cast<uint64_t>(to);
-      return 0;
-    }
-    case ZIP_SOURCE_TELL:
-      return static_cast<zip_int64_t>(reader.at);
-    case ZIP_SOURCE_STAT: {
-      zip_stat_t* stat = static_cast<zip_stat_t*>(data);
-      zip_stat_init(stat);
-      stat->size = reader.bytes.size();
-      stat->valid |= ZIP_STAT_SIZE;
-      return sizeof(*stat);
-    }
-    case ZIP_SOURCE_ERROR:
-      return zip_error_to_data(&reader.error, data, length);
-    case ZIP_SOURCE_CLOSE:
-    case ZIP_SOURCE_FREE:
-      return 0;
-    default:
-      zip_error_set(&reader.error, ZIP_ER_OPNOTSUPP, 0);
-      return -1;
-  }
-}
+// The parts of an archive: their first four bytes, and their size without names and comments.
+constexpr std::string_view kLocal = "PK\x03\x04", kCentral = "PK\x01\x02", kEnd = "PK\x05\x06", kEnd64 = "PK\x06\x06",
+                           kLocator64 = "PK\x06\x07";
+constexpr uint64_t kLocalBytes = 30, kCentralBytes = 46, kEndBytes = 22, kEnd64Bytes = 56, kLocator64Bytes = 20;
+constexpr uint64_t kMaxComment = 0xffff;
+
+// What stands in a field of 32 bits whose value is in the entry's extra field, as in archives beyond 4 GB.
+constexpr uint32_t kElsewhere = 0xffffffff;
+constexpr uint16_t kWideSizes = 1, kEncrypted = 1;
 
 }  // namespace
 
-struct StoredZip::Library {
-  Reader reader;
-  zip_t* archive = nullptr;
+// Reads numbers at places that it checks.
+class StoredZip::Reader {
+ public:
+  Reader(std::span<const std::byte> bytes, const std::string& path) : bytes_(bytes), path_(path) {}
 
-  ~Library() {
-    if (archive) zip_discard(archive);
-    zip_error_fini(&reader.error);
+  [[noreturn]] void bad(const std::string& reason) const {
+    fail("{}: the zip archive cannot be read: {}: is the file cut off?", path_, reason);
   }
+
+  std::string_view text(uint64_t at, uint64_t length) const {
+    if (at > bytes_.size() || length > bytes_.size() - at)
+      bad(fmt::format("{} bytes at byte {} are wanted, but the file has {}", length, at, bytes_.size()));
+    return {reinterpret_cast<const char*>(bytes_.data()) + at, length};
+  }
+
+  template <typename T>
+  T number(uint64_t at) const {
+    T value;
+    std::memcpy(&value, text(at, sizeof(T)).data(), sizeof(T));
+    return value;
+  }
+
+  // A part of the archive that must begin so.
+  void expect(std::string_view magic, uint64_t at, uint64_t length, const char* what) const {
+    if (!text(at, length).starts_with(magic)) bad(fmt::format("{} must be at byte {}", what, at));
+  }
+
+  // Where the end record is: it is the last thing but for a comment.
+  uint64_t end_record() const {
+    for (uint64_t from_end = kEndBytes; from_end <= std::min<uint64_t>(bytes_.size(), kEndBytes + kMaxComment);
+         ++from_end) {
+      const uint64_t at = bytes_.size() - from_end;
+      if (text(at, kEnd.size()) == kEnd && number<uint16_t>(at + 20) == from_end - kEndBytes) return at;
+    }
+    bad("its end record is missing");
+  }
+
+ private:
+  std::span<const std::byte> bytes_;
+  const std::string& path_;
 };
 
-StoredZip::StoredZip(std::span<const std::byte> bytes, const std::string& path)
-    : library_(std::make_unique<Library>()), bytes_(bytes), path_(path) {
-  library_->reader.bytes = bytes;
-  zip_error_init(&library_->reader.error);
-  zip_error_t error;
-  zip_error_init(&error);
-  zip_source_t* source = zip_source_function_create(serve, &library_->reader, &error);
-  if (source) library_->archive = zip_open_from_source(source, ZIP_RDONLY, &error);
-  if (source && !library_->archive) zip_source_free(source);
-  const std::string reason = zip_error_strerror(&error);
-  zip_error_fini(&error);
-  ADDER_CHECK(library_->archive, "{}: the zip archive cannot be read: {}: is the file cut off?", path, reason);
+StoredZip::StoredZip(std::span<const std::byte> bytes, const std::string& path) : bytes_(bytes), path_(path) {
+  const Reader reader(bytes, path);
+  const uint64_t end = reader.end_record();
+  uint64_t count = reader.number<uint16_t>(end + 10), at = reader.number<uint32_t>(end + 16);
+  if (end >= kLocator64Bytes && reader.text(end - kLocator64Bytes, 4) == kLocator64) {
+    const auto wide = reader.number<uint64_t>(end - kLocator64Bytes + 8);
+    reader.expect(kEnd64, wide, kEnd64Bytes, "its end record of 64 bits");
+    count = reader.number<uint64_t>(wide + 32), at = reader.number<uint64_t>(wide + 48);
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    reader.expect(kCentral, at, kCentralBytes, "an entry of its directory");
+    const auto name = reader.number<uint16_t>(at + 28), extra = reader.number<uint16_t>(at + 30);
+    const auto comment = reader.number<uint16_t>(at + 32);
+    const std::string named(reader.text(at + kCentralBytes, name));
+    if (i == 0) first_name_ = named;
+    if (!places_.emplace(named, at).second) reader.bad(shown_name(named) + " is in it twice");
+    at += kCentralBytes + name + extra + comment;
+  }
 }
-
-StoredZip::~StoredZip() = default;
 
 bool StoredZip::is_zip(std::span<const std::byte> bytes) {
-  constexpr std::string_view kMagic = "PK\x03\x04";
-  return bytes.size() >= kMagic.size() && std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) == 0;
-}
-
-std::string StoredZip::first_name() const {
-  const char* name = zip_get_name(library_->archive, 0, ZIP_FL_ENC_RAW);
-  return name ? name : "";
-}
-
-bool StoredZip::contains(const std::string& name) const {
-  return zip_name_locate(library_->archive, name.c_str(), ZIP_FL_ENC_RAW) >= 0;
+  return bytes.size() >= kLocal.size() && std::memcmp(bytes.data(), kLocal.data(), kLocal.size()) == 0;
 }
 
 StoredEntry StoredZip::entry(const std::string& name) const {
   const std::string where = fmt::format("{}: {}", path_, shown_name(name));
-  zip_t* archive = library_->archive;
-  const zip_int64_t index = zip_name_locate(archive, name.c_str(), ZIP_FL_ENC_RAW);
-  ADDER_CHECK(index >= 0, "{}: the zip archive has no such entry", where);
-  zip_stat_t stat;
-  ADDER_CHECK(zip_stat_index(archive, static_cast<zip_uint64_t>(index), 0, &stat) == 0, "{}: {}", where,
-              zip_strerror(archive));
-  constexpr zip_uint64_t kNeeded =
-      ZIP_STAT_SIZE | ZIP_STAT_COMP_SIZE | ZIP_STAT_COMP_METHOD | ZIP_STAT_ENCRYPTION_METHOD | ZIP_STAT_CRC;
-  ADDER_CHECK((stat.valid & kNeeded) == kNeeded, "{}: the zip archive does not say how it is stored", where);
-  ADDER_CHECK(stat.comp_method == ZIP_CM_STORE && stat.comp_size == stat.size && stat.encryption_method == ZIP_EM_NONE,
-              "{}: must be stored as it is (torch.save compresses nothing), but is compressed or encrypted", where);
-  StoredEntry found{{}, 0, stat.crc};
-  if (stat.size == 0) return found;
+  const auto found = places_.find(name);
+  ADDER_CHECK(found != places_.end(), "{}: the zip archive has no such entry", where);
+  const Reader reader(bytes_, path_);
+  const uint64_t at = found->second;
+  const auto flags = reader.number<uint16_t>(at + 8), method = reader.number<uint16_t>(at + 10);
+  const auto crc = reader.number<uint32_t>(at + 16);
+  uint64_t stored = reader.number<uint32_t>(at + 20), size = reader.number<uint32_t>(at + 24);
+  uint64_t header = reader.number<uint32_t>(at + 42);
 
-  // libzip tells no offsets, and with them a tensor can be a view of the file: so it reads a byte here and is watched.
-  // The sums it would check while reading are checked by crc_agrees.
-  zip_file_t* file = zip_fopen_index(archive, static_cast<zip_uint64_t>(index), ZIP_FL_COMPRESSED);
-  ADDER_CHECK(file, "{}: {}", where, zip_strerror(archive));
-  char byte = 0;
-  const zip_int64_t count = zip_fread(file, &byte, 1);
-  zip_fclose(file);
-  const uint64_t position = library_->reader.last_read;
-  ADDER_CHECK(count == 1 && position <= bytes_.size() && stat.size <= bytes_.size() - position,
-              "{}: its {} bytes end beyond the file, which has {}: is it cut off?", where, stat.size, bytes_.size());
-  found.data = bytes_.subspan(position, stat.size);
-  found.position = static_cast<int64_t>(position);
-  return found;
+  // Fields of an id, a length and so many bytes; the one of wide sizes has those that are elsewhere, in this order.
+  uint64_t field = at + kCentralBytes + reader.number<uint16_t>(at + 28);
+  const uint64_t fields_end = field + reader.number<uint16_t>(at + 30);
+  while (field + 4 <= fields_end && reader.number<uint16_t>(field) != kWideSizes)
+    field += 4 + uint64_t{reader.number<uint16_t>(field + 2)};
+  uint64_t wide = field + 4;
+  for (uint64_t* value : {&size, &stored, &header}) {
+    if (*value != kElsewhere) continue;
+    ADDER_CHECK(wide + 8 <= fields_end, "{}: the zip archive does not say how large it is", where);
+    *value = reader.number<uint64_t>(wide);
+    wide += 8;
+  }
+  ADDER_CHECK(method == 0 && stored == size && (flags & kEncrypted) == 0,
+              "{}: must be stored as it is (torch.save compresses nothing), but is compressed or encrypted", where);
+
+  reader.expect(kLocal, header, kLocalBytes, "a header of an entry");
+  const uint64_t start =
+      header + kLocalBytes + reader.number<uint16_t>(header + 26) + reader.number<uint16_t>(header + 28);
+  ADDER_CHECK(start <= bytes_.size() && size <= bytes_.size() - start,
+              "{}: its {} bytes end beyond the file, which has {}: is it cut off?", where, size, bytes_.size());
+  return {bytes_.subspan(start, size), static_cast<int64_t>(start), crc};
 }
 
 bool crc_agrees(const StoredEntry& entry) {

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <map>
 #include <span>
 #include <string>
 
@@ -15,27 +15,25 @@ struct StoredEntry {
   uint32_t crc = 0;      // 0: not known
 };
 
-// A zip archive in memory, which must outlive it. For one thread at a time.
+// A zip archive in memory, which must outlive it.
 class StoredZip {
  public:
   StoredZip(std::span<const std::byte> bytes, const std::string& path);
-  ~StoredZip();
-  StoredZip(const StoredZip&) = delete;
-  StoredZip& operator=(const StoredZip&) = delete;
 
   static bool is_zip(std::span<const std::byte> bytes);
 
   // The name of the first entry; empty where there is none.
-  std::string first_name() const;
-  bool contains(const std::string& name) const;
+  const std::string& first_name() const { return first_name_; }
+  bool contains(const std::string& name) const { return places_.contains(name); }
   // A view of the bytes. Throws where there is no such entry, or it is compressed or encrypted or not within them.
   StoredEntry entry(const std::string& name) const;
 
  private:
-  struct Library;
-  std::unique_ptr<Library> library_;
+  class Reader;
+
   std::span<const std::byte> bytes_;
-  std::string path_;
+  std::string path_, first_name_;
+  std::map<std::string, uint64_t> places_;  // in the archive's directory, by name
 };
 
 // Whether the data agree with the sum that the archive has for them; true where it has none.

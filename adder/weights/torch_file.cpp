@@ -3,9 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <optional>
+#include <mutex>
 
 #include "adder/core/check.h"
 #include "adder/weights/safetensors_header.h"
@@ -82,7 +81,9 @@ void check_little_endian(const PickleValue& system, const std::string& path) {
 
 struct TorchFile::Storage {
   StoredEntry entry;
-  std::atomic<bool> checked = false;
+  std::mutex mutex;
+  bool checked = false;
+  at::Tensor copy;  // where a tensor cannot lie on the addresses of the mapping; one for all tensors
 };
 
 TorchFile::TorchFile(const std::filesystem::path& path)
@@ -127,11 +128,16 @@ TorchFile::Storages TorchFile::read_archive(std::vector<TorchTensor>& tensors) c
   tensors = read_state_dict(Pickle(object.data, torch_globals(), path_, object.position), path_);
 
   Storages storages;
+  size_t total = 0;
   for (const TorchTensor& tensor : tensors) {
     std::shared_ptr<Storage>& storage = storages[tensor.storage.key];
     if (storage) continue;
     storage = std::make_shared<Storage>();
     storage->entry = archive.entry(fmt::format("{}/data/{}", root, tensor.storage.key));
+    total += storage->entry.data.size();
+    // Else a small file could ask for any amount of memory.
+    ADDER_CHECK(total <= file_->bytes().size(), "{}: its storages must not overlap, but have more bytes than the file",
+                path_);
   }
   return storages;
 }
@@ -185,6 +191,7 @@ at::Tensor TorchFile::tensor(std::string_view name) const {
   Storage& storage = *found->second.storage;
   const auto options = at::TensorOptions().dtype(view.dtype);
   if (view.extent == 0) return at::empty(view.sizes, options);
+  const std::lock_guard lock(storage.mutex);
   if (!storage.checked) {
     ADDER_CHECK(crc_agrees(storage.entry),
                 "{}: tensor {}: its storage, at byte {}, does not agree with its sum: the file is damaged", path_,
@@ -201,17 +208,20 @@ at::Tensor TorchFile::tensor(std::string_view name) const {
                 shown_name(view.name), static_cast<int>(*bad),
                 storage.entry.position + view.offset + (bad - data.begin()));
   }
-  at::Tensor values;
-  if (reinterpret_cast<uintptr_t>(data.data()) % element != 0) {
-    const at::Tensor copy = at::empty({view.extent}, options);
-    std::memcpy(copy.mutable_data_ptr(), data.data(), data.size());
-    values = copy.as_strided(view.sizes, view.strides);
-  } else {
-    const auto keep_alive = [file = file_](void*) {};
-    values = at::from_blob(const_cast<std::byte*>(data.data()), view.sizes, view.strides, keep_alive, options);
+  const std::byte* start = data.data();
+  if (reinterpret_cast<uintptr_t>(start) % element != 0) {
+    const auto all = storage.entry.data;
+    if (!storage.copy.defined()) {
+      storage.copy = at::empty({static_cast<int64_t>(all.size())}, at::kByte);
+      std::memcpy(storage.copy.mutable_data_ptr(), all.data(), all.size());
+    }
+    start = static_cast<const std::byte*>(storage.copy.const_data_ptr()) + (start - all.data());
   }
-  if (view.conj) values = values.conj().resolve_conj();
-  if (view.neg) values = values.neg();
+  const auto keep_alive = [file = file_, copy = storage.copy](void*) {};
+  at::Tensor values = at::from_blob(const_cast<std::byte*>(start), view.sizes, view.strides, keep_alive, options);
+  // Lazily: where strides are 0 the values can be far more than the file has.
+  if (view.conj) values = values.conj();
+  if (view.neg) values = at::_neg_view(values);
   return values;
 }
 

@@ -104,6 +104,9 @@ TEST(PublishedConfig, WhatIsNoMambaIsRefusedByName) {
   EXPECT_THAT(refusal(kTransformers, "hidden_act", "gelu"), HasSubstr("hidden_act must be \"silu\", got \"gelu\""));
   EXPECT_THAT(refusal(kTransformers, "intermediate_size", 1000),
               HasSubstr("intermediate_size must be expand x hidden_size = 1536, got 1000"));
+  EXPECT_THAT(refusal(kTransformers, "expand", int64_t{1} << 62), HasSubstr("expand must be an integer in [1, 1024]"));
+  EXPECT_THAT(refusal(kTransformers, "vocab_size", UINT64_MAX),
+              HasSubstr("vocab_size must be a whole number, got 18446744073709551615"));
   EXPECT_THAT(refusal(kTransformers, "hidden_size", "768"),
               HasSubstr("hidden_size must be a whole number, got \"768\""));
   EXPECT_THAT(refusal(kTransformers, "num_hidden_layers", -1), HasSubstr("n_layer"));

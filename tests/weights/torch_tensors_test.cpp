@@ -159,6 +159,32 @@ TEST_F(TorchTensors, ViewsWithinTheStorage) {
   EXPECT_EQ(open("}" + entry_op("w", tensor_op(kEight, kPlain, ""))).tensor("w").sizes(), kPlain.sizes);
 }
 
+// With strides of 0 a few bytes are a tensor of any size: nothing may be computed from it before it is asked for.
+TEST_F(TorchTensors, ExpandedTensorsTakeNoMemory) {
+  const View expanded{0, {int64_t{1} << 40}, {0}};
+  const std::string negated = "}" + text_op("neg") + "\x88s", conjugated = "}" + text_op("conj") + "\x88s";
+  const TorchFile file =
+      open("}" + entry_op("n", tensor_op(kEight, expanded, "_v2", negated)) +
+           entry_op("c", tensor_op(storage_op("ComplexFloatStorage", "0", 4), expanded, "_v2", conjugated)));
+  EXPECT_EQ(file.tensor("n").narrow(0, 7, 1).item<float>(), -0.0f);
+  EXPECT_EQ(at::imag(file.tensor("c").narrow(0, 7, 1)).item<float>(), -1.0f);
+}
+
+TEST_F(TorchTensors, TensorsOfAStorageOnOddAddressesShareOneCopy) {
+  for (const std::string root : {"a", "ab", "abc", "abcd"}) {  // each puts the data on another address
+    const at::Tensor values = at::arange(8, at::kFloat);
+    const std::string data(static_cast<const char*>(values.const_data_ptr()), values.nbytes());
+    const std::string object =
+        "}" + entry_op("v", tensor_op(kEight, kPlain)) + entry_op("w", tensor_op(kEight, {4, {4}, {1}}));
+    const TorchFile file = open_bytes(stored_zip({{root + "/data.pkl", pickled(object)}, {root + "/data/0", data}}));
+    const at::Tensor v = file.tensor("v"), w = file.tensor("w");
+    EXPECT_TRUE(at::equal(v.flatten(), values)) << root;
+    EXPECT_TRUE(at::equal(w, values.narrow(0, 4, 4))) << root;
+    EXPECT_EQ(v.const_data_ptr<float>() + 4, w.const_data_ptr<float>()) << root;
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(v.const_data_ptr()) % sizeof(float), 0u) << root;
+  }
+}
+
 TEST_F(TorchTensors, ViewsBeyondTheStorage) {
   EXPECT_THAT(error_of_view({0, {9}, {1}}),
               AllOf(HasSubstr("tensor \"w\" (pickle, at byte "),
@@ -247,6 +273,22 @@ TEST_F(TorchTensors, BrokenArchives) {
   EXPECT_THAT(error_of_bytes(""), HasSubstr("must begin as a zip archive or as a pickle"));
   EXPECT_THAT(error_of_bytes(std::string(257, 'a') + "ustar"), HasSubstr("is a tar archive"));
   EXPECT_THAT(error_of_bytes(pickled("}")), HasSubstr("the pickle at byte 0 must be its magic number"));
+}
+
+// Entries of the directory that name the same bytes again and again.
+TEST_F(TorchTensors, StoragesThatOverlapAreRefused) {
+  const std::string data(2000, '\0');
+  std::string object = "}";
+  std::vector<std::pair<std::string, std::string>> entries = {{"a/data.pkl", ""}, {"a/data/0", data}, {"a/data/1", ""}};
+  for (const char* key : {"0", "1"})
+    object += entry_op(key, tensor_op(storage_op("ByteStorage", key, 2000), {0, {2000}, {1}}));
+  entries[0].second = pickled(object);
+  std::string bytes = stored_zip(entries);
+  // The second storage becomes the first one, for its size and its place in the directory.
+  const size_t first = bytes.rfind("a/data/0") - 46, second = bytes.rfind("a/data/1") - 46;
+  bytes.replace(second + 20, 8, bytes, first + 20, 8);
+  bytes.replace(second + 42, 4, bytes, first + 42, 4);
+  EXPECT_THAT(error_of_bytes(bytes), HasSubstr("its storages must not overlap, but have more bytes than the file"));
 }
 
 TEST_F(TorchTensors, BrokenLegacyFiles) {
