@@ -2,7 +2,7 @@
 # Fuzzes the readers of files (docs/fuzzing.md):
 #   tools/fuzz.sh run [target...]       INPUTS (10000000) inputs to each target
 #   tools/fuzz.sh coverage [target...]  the lines of each reader that the inputs found so far reach
-#   tools/fuzz.sh merge [target...]     brings the smallest set of inputs that reaches all of that into tests/fuzz/corpus
+#   tools/fuzz.sh merge [target...]     adds to tests/fuzz/corpus the inputs found that reach more than those in it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -80,15 +80,10 @@ coverage() {
 merge() {
   build fuzz
   for target in "${targets[@]}"; do
-    local smallest
-    smallest=$(mktemp -d)
-    # Large inputs stay out of the repository.
-    fuzzer "$target" -merge=1 -max_len=2000 "$smallest" "tests/fuzz/corpus/$target" "build/fuzz/corpus/$target" \
+    # By the edges reached, not how often; large inputs stay out of the repository.
+    fuzzer "$target" -merge=1 -use_counters=0 -max_len=2000 "tests/fuzz/corpus/$target" "build/fuzz/corpus/$target" \
       2>"build/fuzz/log/$target.merge"
-    find "tests/fuzz/corpus/$target" -type f ! -name 'found-*' -delete # those stay, whatever they reach
-    cp "$smallest"/* "tests/fuzz/corpus/$target/"
     echo "$target: $(find "tests/fuzz/corpus/$target" -type f | wc -l) inputs"
-    rm -r "$smallest"
   done
 }
 
