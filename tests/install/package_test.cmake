@@ -3,9 +3,6 @@
 cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE ${ADDER_WORK}/staged ${ADDER_WORK}/prefix ${ADDER_WORK}/example ${ADDER_WORK}/refused)
 set(prefix ${ADDER_WORK}/prefix)
-if(NOT ADDER_LAUNCHER)
-  set(ADDER_LAUNCHER)
-endif()
 
 # run(<name> <pattern> <command>...): the command ends well and prints what matches. refuse(...): it fails and says so.
 function(expect_result name pattern succeeds)
@@ -45,7 +42,7 @@ endif()
 # The example.
 set(generator -G Ninja -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_CXX_COMPILER=${ADDER_COMPILER})
 run("configure example" "Build files have been written" ${CMAKE_COMMAND} -S ${ADDER_SOURCE}/examples/cpp
-  -B ${ADDER_WORK}/example ${generator} -DCMAKE_CXX_COMPILER_LAUNCHER=${ADDER_LAUNCHER})
+  -B ${ADDER_WORK}/example ${generator} ${ADDER_USE_CCACHE})
 run("build example" "" ${CMAKE_COMMAND} --build ${ADDER_WORK}/example)
 run("run example" "Adder ${ADDER_VERSION}, .*saved and loaded: .*In the forests of the night" ${ADDER_WORK}/example/adder_example
   ${ADDER_SOURCE}/examples/cpp/tyger.txt ${ADDER_WORK}/example/model)
