@@ -79,6 +79,7 @@ coverage() {
 
 merge() {
   build fuzz
+  mkdir -p build/fuzz/log
   for target in "${targets[@]}"; do
     # By the edges reached, not how often; large inputs stay out of the repository.
     fuzzer "$target" -merge=1 -use_counters=0 -max_len=2000 "tests/fuzz/corpus/$target" "build/fuzz/corpus/$target" \

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "adder/core/check.h"
+#include "adder/models/kept_generator.h"
 #include "adder/nn/linear.h"
 #include "adder/nn/parameters.h"
 #include "adder/ops/linear_cross_entropy.h"
@@ -15,6 +16,7 @@ int64_t parameter_count(const MambaLMOptions& options) {
   nn::MambaOptions smallest = mixer;
   smallest.expand = smallest.d_state = smallest.d_conv = 1;
   smallest.dt_rank = "none";
+  const KeptGenerator kept;
   const nn::Mamba checked(1, smallest);
 
   const auto width = static_cast<double>(options.d_model), inner = static_cast<double>(mixer.expand) * width;

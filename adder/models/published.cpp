@@ -4,6 +4,7 @@
 
 #include "adder/core/check.h"
 #include "adder/core/options_io.h"
+#include "adder/models/kept_generator.h"
 #include "adder/weights/published_folder.h"
 
 namespace adder::models {
@@ -62,6 +63,7 @@ LoadedModel load_published(const std::filesystem::path& path) {
   ADDER_CHECK(expected <= 2 * values + 1e6,
               "{}: config.json describes a model of {:.3g} parameters, the weights hold {:.3g}", where, expected,
               values);
+  const KeptGenerator kept;
   LoadedModel loaded{MambaLM(options), {{"config", {{"model", core::to_json(options)}}}}, path, {}, torch::kFloat};
   if (embedding != tensors.end()) loaded.stored = embedding->second.scalar_type();
   load_parameters(*loaded.model, {tensors.begin(), tensors.end()}, where);

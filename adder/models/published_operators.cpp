@@ -4,6 +4,7 @@
 #include "adder/core/check.h"
 #include "adder/core/json_text.h"
 #include "adder/core/options_io.h"
+#include "adder/models/kept_generator.h"
 #include "adder/models/published.h"
 
 // Published models as operators, for languages that reach C++ through schemas alone.
@@ -58,6 +59,7 @@ void write_published(c10::string_view folder, c10::string_view options, const st
     MambaLMOptions model_options;
     core::from_json(model_options, core::parse_json(std::string(options), "options"), "options");
     (void)config_for(model_options, format, dtype);  // what cannot be told is refused before a model is made
+    const KeptGenerator kept;
     MambaLM model(model_options);
     std::vector<std::pair<std::string, at::Tensor>> named;
     for (size_t i = 0; i < names.size(); ++i) named.emplace_back(names[i], parameters[i]);

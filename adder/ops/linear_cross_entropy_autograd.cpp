@@ -35,11 +35,15 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
     // value, and gradients that are recorded must be tensors of their own.
     const bool recorded = at::GradMode::is_enabled();
     const bool one = !recorded && dloss.is_cpu() && !at::isTensorSubclassLike(dloss) && dloss.item<double>() == 1;
-    const at::Tensor factor = recorded ? dloss.detach() : dloss;
-    const auto scaled = [&](const at::Tensor& grad) { return one ? grad : grad * factor.to(grad.scalar_type()); };
-    const at::Tensor dx = scaled(saved[0]), dweight = scaled(saved[1]).to(weight_dtype);
-    refuse_second_derivative("linear_cross_entropy", edges_of({dloss, saved[2]}), {dx, dweight});
-    return {dx, dweight, none, none, none, none};
+    // The derivative with respect to dloss is that of the product; the one with respect to x and weight is refused.
+    const auto own = [&](const at::Tensor& grad) {
+      if (!recorded) return grad;
+      const at::Tensor copy = grad.clone();
+      refuse_second_derivative("linear_cross_entropy", edges_of({saved[2], grad}), {copy});
+      return copy;
+    };
+    const auto scaled = [&](const at::Tensor& grad) { return one ? grad : own(grad) * dloss.to(grad.scalar_type()); };
+    return {scaled(saved[0]), scaled(saved[1]).to(weight_dtype), none, none, none, none};
   }
 };
 

@@ -18,11 +18,6 @@ TORCH_LIBRARY_FRAGMENT(adder, m) {
   m.def("transposed(Tensor x) -> Tensor");
 }
 
-void check_transposed(const at::Tensor& x) {
-  check_floating(kOp, "x", x);
-  check_shape(kOp, "x", x, "(B, M, N)", {-1, -1, -1});
-}
-
 at::Tensor cpu_forward(const at::Tensor& x) {
   check_transposed(x);
   return x.transpose(1, 2).clone(at::MemoryFormat::Contiguous);
@@ -62,6 +57,11 @@ TORCH_LIBRARY_IMPL(adder, Autograd, m) {
 }
 
 }  // namespace
+
+void check_transposed(const at::Tensor& x) {
+  check_floating(kOp, "x", x);
+  check_shape(kOp, "x", x, "(B, M, N)", {-1, -1, -1});
+}
 
 at::Tensor transposed(const at::Tensor& x) {
   static const auto op =

@@ -2,15 +2,14 @@
 #include <torch/library.h>
 
 #include "adder/kernels/transpose_cuda.h"
-#include "adder/ops/checks.h"
 #include "adder/ops/cuda_call.h"
+#include "adder/ops/transposed.h"
 
 namespace adder::ops {
 namespace {
 
 at::Tensor cuda_forward(const at::Tensor& x) {
-  check_floating("transposed", "x", x);
-  check_shape("transposed", "x", x, "(B, M, N)", {-1, -1, -1});
+  check_transposed(x);
   const at::Tensor from = x.stride(2) == 1 || x.size(2) <= 1 ? x : x.contiguous();
   const at::Tensor out = at::empty({x.size(0), x.size(2), x.size(1)}, x.options());
   kernels::cuda::transpose({x.size(0), x.size(1), x.size(2), from.const_data_ptr(), from.stride(0), from.stride(1),

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/options_io.h"
@@ -108,8 +110,16 @@ RunState load_run(const weights::CheckpointFolder& folder, const RunConfig& conf
   };
   state.generator = find("generator");
   state.device_generator = find("device_generator");
-  for (size_t i = 0; tensors.contains(fmt::format("carried.{}.conv", i)); ++i)
+  const auto carried = std::count_if(tensors.begin(), tensors.end(),
+                                     [](const auto& named) { return named.first.starts_with("carried."); });
+  for (std::ptrdiff_t i = 0; i < (carried + 1) / 2; ++i) {
     state.carried.layers.push_back({find(fmt::format("carried.{}.conv", i)), find(fmt::format("carried.{}.ssm", i))});
+    ADDER_CHECK(
+        state.carried.layers.back().conv.defined() && state.carried.layers.back().ssm.defined(),
+        "{}: its {} tensors 'carried.*' must be carried.0.conv, carried.0.ssm, carried.1.conv and so on; layer {} "
+        "is not complete",
+        folder.path().string(), carried, i);
+  }
   ADDER_CHECK(state.generator.defined(), "{}: the state of the random generator is missing", folder.path().string());
   return state;
 }

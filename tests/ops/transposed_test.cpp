@@ -24,7 +24,9 @@ TEST(Transposed, EveryTypeAndSizeBitByBit) {
                                                 {2, 0, 5},
                                                 {0, 4, 4},
                                                 {2, 5, 0},
-                                                {1, 72, 64}})
+                                                {1, 72, 64},
+                                                {2, 64, 72},
+                                                {1, 200, 136}})
         expect_transposed(at::randn(shape).to(type));
   });
 }

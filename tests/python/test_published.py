@@ -32,6 +32,15 @@ except ValueError as error:
     assert out.stdout == "/nowhere: has no config.json\n"
 
 
+def test_random_numbers_go_on_as_if_nothing_had_been_read_or_written(tmp_path):
+    model = adder.MambaLM(d_model=16, n_layer=2, vocab_size=16)
+    before = torch.get_rng_state()
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), before)
+    adder.MambaLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("form", ("transformers", "original"))
 @pytest.mark.parametrize("tied", (True, False))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))

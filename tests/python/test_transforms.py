@@ -121,6 +121,28 @@ def test_second_derivatives_are_refused(name, device):
         first.sum().backward()
 
 
+def test_a_gradient_that_comes_in_may_depend_on_more(device):
+    """The loss's gradient is linear in what comes in: no part of that gets lost."""
+    x, weight = torch.randn(5, 8, device=device), torch.randn(11, 8, device=device)
+    target = torch.randint(11, (5, ), device=device)
+
+    def plain(x):
+        return torch.nn.functional.cross_entropy(x @ weight.T, target)
+
+    def fused(x):
+        return torch.ops.adder.linear_cross_entropy(x, weight, target)[0]
+
+    factor = torch.tensor(2.0, device=device)
+    close(*(grad(lambda a: grad(lambda x: a * loss(x))(x).abs().sum())(factor) for loss in (fused, plain)))
+    factor.requires_grad_()
+    x.requires_grad_()
+    twice = []
+    for loss in (fused, plain):
+        first, = torch.autograd.grad(factor * loss(x), x, create_graph=True)
+        twice.append(torch.autograd.grad(first.abs().sum(), factor)[0])
+    close(*twice)
+
+
 def test_small_linear_has_second_derivatives(device):
     outputs, tensors, number = case("small_linear", device)
 

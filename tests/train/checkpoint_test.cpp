@@ -44,11 +44,11 @@ TEST_F(Trainer, RefusesACheckpointOfAnotherForm) {
   EXPECT_THAT(rewritten([](auto& content) { content.state["tokens"] = -1; }), HasSubstr("'tokens' must be"));
   EXPECT_THAT(rewritten([](auto& content) { content.state["best_loss"] = "low"; }),
               HasSubstr("'best_loss' must be a number, got \"low\""));
-  // A state for a layer far beyond the model's.
-  EXPECT_EQ(rewritten([](auto& content) {
-              content.files[1].tensors.emplace_back("carried.99999999999.conv", torch::zeros(1));
-            }),
-            "");
+  // States of layers that are not all there, one far beyond the model's.
+  for (const std::string name : {"carried.99999999999.conv", "carried.0.conv", "carried.1.ssm"})
+    EXPECT_THAT(rewritten([&](auto& content) { content.files[1].tensors.emplace_back(name, torch::zeros(1)); }),
+                HasSubstr("layer 0 is not complete"))
+        << name;
 }
 
 }  // namespace
