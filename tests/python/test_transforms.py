@@ -123,7 +123,8 @@ def test_second_derivatives_are_refused(name, device):
 
 def test_a_gradient_that_comes_in_may_depend_on_more(device):
     """The loss's gradient is linear in what comes in: no part of that gets lost."""
-    x, weight = torch.randn(5, 8, device=device), torch.randn(11, 8, device=device)
+    double = {"dtype": torch.float64, "device": device}
+    x, weight = torch.randn(5, 8, **double), torch.randn(11, 8, **double)
     target = torch.randint(11, (5, ), device=device)
 
     def plain(x):
@@ -132,7 +133,7 @@ def test_a_gradient_that_comes_in_may_depend_on_more(device):
     def fused(x):
         return torch.ops.adder.linear_cross_entropy(x, weight, target)[0]
 
-    factor = torch.tensor(2.0, device=device)
+    factor = torch.tensor(2.0, **double)
     close(*(grad(lambda a: grad(lambda x: a * loss(x))(x).abs().sum())(factor) for loss in (fused, plain)))
     factor.requires_grad_()
     x.requires_grad_()
