@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kTile = 64, kThreads = 256;
 
+// Where tile i lies: batch row, first row, first column.
 struct TileOf {
   int64_t b, m0, n0;
 

@@ -3,17 +3,13 @@
 #include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/core/json_text.h"
+#include "adder/weights/published_names.h"
 #include "adder/weights/torch_file.h"
 
 namespace adder::weights {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 namespace {
-
-constexpr const char* kConfig = "config.json";
-constexpr const char* kSafetensors = "model.safetensors";
-constexpr const char* kTorch = "pytorch_model.bin";
-constexpr const char* kIndexSuffix = ".index.json";
 
 bool is_there(const fs::path& path) {
   std::error_code error;
@@ -47,16 +43,17 @@ std::map<std::string, std::vector<std::string>> parts_of(const fs::path& path) {
 }  // namespace
 
 PublishedFolder::PublishedFolder(const fs::path& path) : path_(path) {
-  ADDER_CHECK(is_there(path / kConfig), "{}: has no {}", path.string(), kConfig);
-  const core::MappedFile config(path / kConfig);
-  config_ = core::parse_json(text_of(config), (path / kConfig).string());
-  ADDER_CHECK(config_.is_object(), "{}: must hold an object, got {}", (path / kConfig).string(), config_.type_name());
-  for (const std::string name : {kSafetensors, kTorch}) {
+  ADDER_CHECK(is_there(path / kPublishedConfig), "{}: has no {}", path.string(), kPublishedConfig);
+  const core::MappedFile config(path / kPublishedConfig);
+  config_ = core::parse_json(text_of(config), (path / kPublishedConfig).string());
+  ADDER_CHECK(config_.is_object(), "{}: must hold an object, got {}", (path / kPublishedConfig).string(),
+              config_.type_name());
+  for (const std::string name : {kPublishedSafetensors, kPublishedTorch}) {
     if (is_there(path / name)) {
       add_file(name, nullptr);
       return;
     }
-    const fs::path index = path / (name + kIndexSuffix);
+    const fs::path index = path / (name + kPublishedIndexSuffix);
     if (!is_there(index)) continue;
     for (const auto& [file, tensors] : parts_of(index)) {
       ADDER_CHECK(is_there(path / file), "{}: the part '{}' that {} lists is not there", path.string(), file,
@@ -65,7 +62,8 @@ PublishedFolder::PublishedFolder(const fs::path& path) : path_(path) {
     }
     return;
   }
-  fail("{}: has no weights: neither {} nor {} nor an index of their parts", path.string(), kSafetensors, kTorch);
+  fail("{}: has no weights: neither {} nor {} nor an index of their parts", path.string(), kPublishedSafetensors,
+       kPublishedTorch);
 }
 
 void PublishedFolder::add_file(const std::string& name, const std::vector<std::string>* listed) {
@@ -83,7 +81,7 @@ void PublishedFolder::add_file(const std::string& name, const std::vector<std::s
 }
 
 bool is_published_folder(const fs::path& path) {
-  return is_there(path / kConfig) && !is_there(path / "checkpoint.json");
+  return is_there(path / kPublishedConfig) && !is_there(path / "checkpoint.json");
 }
 
 }  // namespace adder::weights

@@ -1,6 +1,7 @@
 #include "adder/core/check.h"
 #include "adder/core/files.h"
 #include "adder/weights/published_folder.h"
+#include "adder/weights/published_names.h"
 #include "adder/weights/torch_file_writer.h"
 
 namespace adder::weights {
@@ -8,13 +9,8 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 namespace {
 
-constexpr const char* kConfig = "config.json";
-constexpr const char* kSafetensors = "model.safetensors";
-constexpr const char* kTorch = "pytorch_model.bin";
-constexpr const char* kIndex = "model.safetensors.index.json";
-
 std::string part_name(size_t part, size_t parts) {
-  return parts == 1 ? kSafetensors : fmt::format("model-{:05}-of-{:05}.safetensors", part + 1, parts);
+  return parts == 1 ? kPublishedSafetensors : fmt::format("model-{:05}-of-{:05}.safetensors", part + 1, parts);
 }
 
 void write_parts(const fs::path& folder, const PublishedContent& content, int64_t part_bytes) {
@@ -34,7 +30,8 @@ void write_parts(const fs::path& folder, const PublishedContent& content, int64_
   }
   if (parts.size() == 1) return;
   const ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", std::move(map)}};
-  core::write_file_atomically(folder / kIndex, index.dump(2) + "\n");
+  core::write_file_atomically(folder / (std::string(kPublishedSafetensors) + kPublishedIndexSuffix),
+                              index.dump(2) + "\n");
 }
 
 }  // namespace
@@ -45,9 +42,9 @@ void write_published_folder(const fs::path& path, const PublishedContent& conten
   ADDER_CHECK(!fs::exists(path, error) || (fs::is_directory(path, error) && fs::is_empty(path, error)),
               "{}: is there already; nothing is written over", path.string());
   core::write_folder_atomically(path, [&](const fs::path& folder) {
-    core::write_file_atomically(folder / kConfig, content.config.dump(2) + "\n");
+    core::write_file_atomically(folder / kPublishedConfig, content.config.dump(2) + "\n");
     if (file == WeightsFile::kTorch)
-      write_torch_file(folder / kTorch, content.tensors);
+      write_torch_file(folder / kPublishedTorch, content.tensors);
     else
       write_parts(folder, content, part_bytes);
     for (const auto& [name, file_besides] : content.besides) {
