@@ -192,6 +192,11 @@ void PendingFile::publish() {
   sync_path(parent_of(path_), true);
 }
 
+void rename_file(const fs::path& from, const fs::path& to) {
+  rename_path(from, to);
+  sync_path(parent_of(to), true);
+}
+
 void write_file_atomically(const fs::path& path, const std::function<void(FileWriter&)>& fill) {
   PendingFile file(path);
   fill(file.writer());

@@ -69,6 +69,9 @@ class PendingFile {
 void write_file_atomically(const std::filesystem::path& path, const std::function<void(FileWriter&)>& fill);
 void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
 
+// Gives a file, whose content is on the disk, another name in the same file system, in place of a file that has it.
+void rename_file(const std::filesystem::path& from, const std::filesystem::path& to);
+
 // Creates or replaces a folder at once: `fill` gets a new folder beside it to put files into; all of them are synced
 // before it is renamed. A process killed on the way leaves the old folder or the new one, after clean_leftovers(parent)
 // under its own name.

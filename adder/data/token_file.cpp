@@ -150,26 +150,48 @@ std::span<const int64_t> TokenFile::documents() const {
   return content_->documents;
 }
 
+void TokenFile::append_to(TokenWriter& writer) const {
+  const auto append = [&]<typename Token>(std::span<const Token> tokens) {
+    for (size_t i = 0; i < documents().size(); ++i) {
+      const int64_t begin = documents()[i], end = i + 1 < documents().size() ? documents()[i + 1] : size();
+      writer.begin_document();
+      writer.append(tokens.subspan(begin, end - begin));
+    }
+  };
+  if (content_->sidecar.wide) {
+    append(elements_of<uint32_t>(content_->tokens));
+  } else {
+    append(elements_of<uint16_t>(content_->tokens));
+  }
+}
+
 namespace {
 
 // Elements on their way into a file.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(core::FileWriter& file) : file_(file) {}
-  void push(T value) {
-    elements_.push_back(value);
-    if (elements_.size() == kElements) flush();
+  explicit Buffer(core::FileWriter& file) : file_(file), elements_(kElements) {}
+  template <typename From>
+  void append(std::span<const From> values) {
+    while (!values.empty()) {
+      const size_t count = std::min(values.size(), kElements - used_);
+      for (size_t i = 0; i < count; ++i) elements_[used_ + i] = static_cast<T>(values[i]);
+      used_ += count;
+      values = values.subspan(count);
+      if (used_ == kElements) flush();
+    }
   }
   void flush() {
-    file_.write(std::as_bytes(std::span<const T>(elements_)));
-    elements_.clear();
+    file_.write(std::as_bytes(std::span<const T>(elements_).first(used_)));
+    used_ = 0;
   }
 
  private:
-  static constexpr size_t kElements = size_t{1} << 15;
+  static constexpr size_t kElements = size_t{1} << 16;
   core::FileWriter& file_;
   std::vector<T> elements_;
+  size_t used_ = 0;
 };
 
 template <typename Token>
@@ -179,19 +201,9 @@ class TokenWriterOf : public TokenWriter {
       : path_(path), vocab_size_(vocab_size), tokens_(tokens), documents_(documents) {}
 
   void begin_document() override { starts_document_ = true; }
-
-  void append(std::span<const int64_t> tokens) override {
-    for (const int64_t token : tokens) {
-      ADDER_CHECK(token >= 0 && token < vocab_size_, "{}: token {} is {}, outside the vocabulary of {}", path_.string(),
-                  count_, token, vocab_size_);
-      if (std::exchange(starts_document_, false)) {
-        documents_.push(count_);
-        ++document_count_;
-      }
-      tokens_.push(static_cast<Token>(token));
-      ++count_;
-    }
-  }
+  void append(std::span<const int64_t> tokens) override { take(tokens); }
+  void append(std::span<const uint16_t> tokens) override { take(tokens); }
+  void append(std::span<const uint32_t> tokens) override { take(tokens); }
 
   Sidecar finish() {
     ADDER_CHECK(count_ > 0, "{}: a token file needs at least one token, got none", path_.string());
@@ -201,6 +213,27 @@ class TokenWriterOf : public TokenWriter {
   }
 
  private:
+  template <typename From>
+  void take(std::span<const From> tokens) {
+    if (tokens.empty()) return;
+    const auto outside = [this](From token) {
+      return static_cast<uint64_t>(token) >= static_cast<uint64_t>(vocab_size_);
+    };
+    bool any = false;
+    for (const From token : tokens) any |= outside(token);
+    if (any) [[unlikely]] {
+      const auto bad = std::ranges::find_if(tokens, outside);
+      fail("{}: token {} is {}, outside the vocabulary of {}", path_.string(), count_ + (bad - tokens.begin()), *bad,
+           vocab_size_);
+    }
+    if (std::exchange(starts_document_, false)) {
+      documents_.append(std::span<const int64_t>(&count_, 1));
+      ++document_count_;
+    }
+    tokens_.append(tokens);
+    count_ += static_cast<int64_t>(tokens.size());
+  }
+
   fs::path path_;
   int64_t vocab_size_;
   Buffer<Token> tokens_;
@@ -238,6 +271,22 @@ void write_token_file(const fs::path& path, int64_t vocab_size, const std::funct
   // An older sidecar must never describe the new tokens, so there is none until they are there.
   fs::remove(sidecar_path);
   for (core::PendingFile* file : {&tokens, &documents, &sidecar_file}) file->publish();
+}
+
+void move_token_file(const fs::path& from, const fs::path& to) {
+  const Sidecar sidecar = read_sidecar(with_suffix(from, ".json"));
+  const auto rename = [&](const char* suffix) {
+    core::rename_file(with_suffix(from, suffix), with_suffix(to, suffix));
+  };
+  // The sidecar goes first and comes last, here too.
+  fs::remove(with_suffix(to, ".json"));
+  rename("");
+  if (sidecar.documents > 0) {
+    rename(".docs");
+  } else {
+    fs::remove(with_suffix(to, ".docs"));
+  }
+  rename(".json");
 }
 
 }  // namespace adder::data

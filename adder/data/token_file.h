@@ -15,6 +15,8 @@
 // .docs file.
 namespace adder::data {
 
+class TokenWriter;
+
 // A token file, memory-mapped. Sizes and document starts are checked when it is opened, each token when it is copied.
 class TokenFile : public TokenStream {
  public:
@@ -25,6 +27,8 @@ class TokenFile : public TokenStream {
   int64_t vocab_size() const override;
   void copy(int64_t begin, int64_t count, int64_t* out) const override;
   std::span<const int64_t> documents() const override;
+  // Hands all documents over to a file that is being written.
+  void append_to(TokenWriter& writer) const;
 
  private:
   struct Content;
@@ -39,11 +43,17 @@ class TokenWriter {
   virtual void begin_document() = 0;
   // A token outside the vocabulary is an error.
   virtual void append(std::span<const int64_t> tokens) = 0;
+  virtual void append(std::span<const uint16_t> tokens) = 0;  // the same, as a file holds them
+  virtual void append(std::span<const uint32_t> tokens) = 0;  // the same
 };
 
 // Creates or replaces a token file with the tokens, at least one, that `fill` hands over; uint16 where the vocabulary
 // allows. When `fill` or a write fails, nothing new is left behind and an older file stays.
 void write_token_file(const std::filesystem::path& path, int64_t vocab_size,
                       const std::function<void(TokenWriter&)>& fill);
+
+// Renames a token file, within one file system, and replaces one that is at `to`. A process killed on the way leaves it
+// whole at `from` or at `to`, or a token file at neither.
+void move_token_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace adder::data

@@ -1,5 +1,6 @@
 #include "adder/data/tokenizer.h"
 
+#include <algorithm>
 #include <limits>
 #include <mutex>
 #include <unordered_map>
@@ -71,6 +72,30 @@ AddedTokenFinder finder(const std::vector<AddedToken>& tokens, bool normalized, 
   return AddedTokenFinder(std::move(chosen));
 }
 
+// May text be cut at text[at], at > 0? Neither words nor form C reach across a space behind another character. With a
+// prefix, a newline would get one.
+bool can_cut_at(std::string_view text, size_t at, bool add_prefix_space) {
+  if (text[at] != ' ' && (text[at] != '\n' || add_prefix_space)) return false;
+  size_t begin = at - 1;  // of the code point before
+  while (begin > 0 && at - begin < 4 && (static_cast<uint8_t>(text[begin]) & 0xC0) == 0x80) --begin;
+  const Utf8Piece piece = utf8_piece_at(text, begin);
+  return piece.state == Utf8Piece::State::kWhole && begin + piece.length == at &&
+         kind_of(code_point_at(text, begin).code) != CodePointKind::kSpace;
+}
+
+// Is every such place one where the tokens fall apart? Added tokens may hold one, or look across. lstrip only takes
+// spaces, and no other character before them.
+bool can_cut(const TokenizerParts& parts) {
+  if (!parts.split_words) return false;
+  return std::ranges::none_of(parts.added_tokens, [&](const AddedToken& token) {
+    std::string storage;
+    const std::string_view content = token.normalized && parts.nfc ? to_nfc(token.content, storage) : token.content;
+    bool across = token.single_word || token.rstrip;
+    for (size_t at = 1; at < content.size(); ++at) across |= can_cut_at(content, at, parts.add_prefix_space);
+    return across;
+  });
+}
+
 }  // namespace
 
 struct Tokenizer::Content {
@@ -80,7 +105,8 @@ struct Tokenizer::Content {
         parts(std::move(read)),
         bpe(parts.byte_ids, parts.rules),
         raw_tokens(finder(parts.added_tokens, false, parts.nfc)),
-        normalized_tokens(finder(parts.added_tokens, true, parts.nfc)) {
+        normalized_tokens(finder(parts.added_tokens, true, parts.nfc)),
+        cuts(can_cut(parts)) {
     bytes.reserve(parts.contents.size());
     for (size_t id = 0; id < parts.contents.size(); ++id) {
       bytes.push_back(bytes_of_token(parts.contents[id]));
@@ -107,6 +133,7 @@ struct Tokenizer::Content {
   TokenizerParts parts;
   Bpe bpe;
   AddedTokenFinder raw_tokens, normalized_tokens;
+  bool cuts;
   std::vector<std::string> bytes;
   std::vector<bool> special;
   std::unordered_map<std::string_view, int64_t> ids;  // by content
@@ -143,15 +170,20 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, SpecialTokens special) const {
+  std::vector<int64_t> out;
+  out.reserve(text.size() / 3 + 8);
+  encode(text, special, out);
+  return out;
+}
+
+void Tokenizer::encode(std::string_view text, SpecialTokens special, std::vector<int64_t>& out, size_t position) const {
   const Content& content = *content_;
   ADDER_CHECK(text.size() < std::numeric_limits<int32_t>::max(), "{}: text to encode must have less than 2 GiB, got {}",
               content.path.string(), text.size());
   const size_t valid = valid_utf8_bytes(text);
   ADDER_CHECK(valid == text.size(), "{}: text to encode must be valid UTF-8, byte {} (0x{:02x}) is not",
-              content.path.string(), valid, static_cast<uint8_t>(text[valid]));
+              content.path.string(), position + valid, static_cast<uint8_t>(text[valid]));
   const WorkspaceLease workspace(content.workspaces);
-  std::vector<int64_t> out;
-  out.reserve(text.size() / 3 + 8);
   const auto take_token = [&](int32_t id) { out.push_back(id); };
   const auto take_normalized = [&](std::string_view piece) { content.encode_plain(piece, *workspace, out); };
   const auto take_raw = [&](std::string_view piece) {
@@ -160,7 +192,15 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, SpecialTokens spec
     content.normalized_tokens.split(piece, special, take_normalized, take_token);
   };
   content.raw_tokens.split(text, special, take_raw, take_token);
-  return out;
+}
+
+std::optional<size_t> Tokenizer::cut_before(std::string_view text, size_t at) const {
+  constexpr size_t kFarthest = size_t{1} << 16;
+  if (!content_->cuts || text.empty()) return std::nullopt;
+  at = std::min(at, text.size() - 1);
+  for (const size_t end = at > kFarthest ? at - kFarthest : 0; at > end; --at)
+    if (can_cut_at(text, at, content_->parts.add_prefix_space)) return at;
+  return std::nullopt;
 }
 
 std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) const {

@@ -25,6 +25,13 @@ class Tokenizer {
 
   // The text must be valid UTF-8, of less than 2 GiB. With kAsText, special tokens in it are taken for ordinary text.
   std::vector<int64_t> encode(std::string_view text, SpecialTokens special) const;
+  // The same, appended to `out`. `position`: where the text begins in a longer one, whose bytes errors count.
+  void encode(std::string_view text, SpecialTokens special, std::vector<int64_t>& out, size_t position = 0) const;
+
+  // A place i, 0 < i <= at, where text can be cut: encode() of text[0, i) and of the rest make the tokens of the whole,
+  // whatever follows the text. It is the last one, a space or a newline behind another character, of at most 64 KiB
+  // before `at`; nothing where there is none, as for a tokenizer whose words or added tokens reach across spaces.
+  std::optional<size_t> cut_before(std::string_view text, size_t at) const;
 
   // Bytes that are no UTF-8 become U+FFFD, as one token may be only a part of a character: StreamDecoder decodes a
   // growing text. `skip_special` leaves special tokens out.

@@ -111,6 +111,54 @@ TEST(TokenFile, TokenOutsideTheVocabularyIsFoundWhenCopied) {
             (folder / "t").string() + ": tokens [2, 2 + 3) are outside the stream of 4");
 }
 
+TEST(TokenFile, AppendedToFilesOfBothWidths) {
+  const TemporaryFolder folder;
+  Tokens many(150'000);
+  std::iota(many.begin(), many.end(), 0);
+  const TokenFile narrow(write_tokens(folder / "narrow", 65536, {{1, 65535}, {0}}));
+  const TokenFile wide(write_tokens(folder / "wide", 200'000, {{7}, many, {8, 9}}));
+  const auto join = [&](int64_t vocab_size, std::initializer_list<const TokenFile*> files) {
+    write_token_file(folder / "all", vocab_size, [&](TokenWriter& writer) {
+      for (const TokenFile* file : files) file->append_to(writer);
+    });
+    return TokenFile(folder / "all");
+  };
+  {
+    const TokenFile all = join(200'000, {&narrow, &wide, &narrow});
+    Tokens expected = {1, 65535, 0, 7};
+    expected.insert(expected.end(), many.begin(), many.end());
+    expected.insert(expected.end(), {8, 9, 1, 65535, 0});
+    EXPECT_TRUE(all_of(all) == expected);
+    EXPECT_THAT(all.documents(), ElementsAre(0, 2, 3, 4, 150'004, 150'006, 150'008));
+  }
+  EXPECT_EQ(all_of(join(65536, {&narrow, &narrow})), (Tokens{1, 65535, 0, 1, 65535, 0}));
+  const std::string path = (folder / "all").string();
+  EXPECT_EQ(error_of([&] { join(65535, {&narrow}); }), path + ": token 1 is 65535, outside the vocabulary of 65535");
+  EXPECT_EQ(error_of([&] { join(65536, {&narrow, &wide}); }),
+            path + ": token 65540 is 65536, outside the vocabulary of 65536");
+  EXPECT_EQ(all_of(TokenFile(path)).size(), 6u);
+}
+
+TEST(TokenFile, Moved) {
+  const TemporaryFolder folder;
+  write_tokens(folder / "t", 100, {{1, 2}, {3}});
+  write_tokens(folder / "old", 100, {{4}, {5}, {6}});
+  move_token_file(folder / "t", folder / "old");
+  const TokenFile moved(folder / "old");
+  EXPECT_EQ(all_of(moved), (Tokens{1, 2, 3}));
+  EXPECT_THAT(moved.documents(), ElementsAre(0, 2));
+  EXPECT_EQ(files_in(folder), 3u);
+  // One document without a file of starts.
+  folder.write("raw", std::string("\7\0", 2));
+  folder.write("raw.json", R"({"format": "adder-tokens", "version": 1, "dtype": "uint16", "vocab_size": 9, "count": 1,
+                               "documents": 0})");
+  move_token_file(folder / "raw", folder / "old");
+  EXPECT_EQ(all_of(TokenFile(folder / "old")), (Tokens{7}));
+  EXPECT_EQ(files_in(folder), 2u);
+  EXPECT_THAT(error_of([&] { move_token_file(folder / "raw", folder / "old"); }), HasSubstr("raw.json"));
+  EXPECT_EQ(all_of(TokenFile(folder / "old")), (Tokens{7}));
+}
+
 TEST(TokenFile, EveryCutOfEveryFileIsAnError) {
   const TemporaryFolder folder;
   write_tokens(folder / "t", 100, {{1, 2, 3}, {4}});
