@@ -28,6 +28,20 @@ void causal_conv1d_forward_fast(const CausalConv1dForward<T>& params, CudaStream
 template <typename T>
 void causal_conv1d_backward_fast(const CausalConv1dBackward<T>& params, CudaStream stream);
 
+// Widths 2 to 4 without mask, forward in time, steps side by side, (B, D, L) in memory, rows aligned to 16 bytes.
+template <typename T>
+bool causal_conv1d_takes_steps(const CausalConv1dInputs<T>& inputs);
+// How rows are divided among groups of lanes.
+struct ConvPieces {
+  int64_t length, of_row;  // steps of a piece; pieces of a row
+};
+template <typename T>
+ConvPieces causal_conv1d_pieces(const CausalConv1dInputs<T>& inputs);
+template <typename T>
+void causal_conv1d_forward_by_steps(const CausalConv1dForward<T>& params, CudaStream stream);
+template <typename T>
+void causal_conv1d_backward_by_steps(const CausalConv1dBackward<T>& params, CudaStream stream);
+
 // Runs of at most `steps` steps that the fast kernels walk, none of them of two sequences; packed ones may be empty.
 inline int64_t causal_conv1d_runs(const SequenceLayout& layout, int64_t steps) {
   return layout.cu_seqlens != nullptr ? layout.length / steps + layout.sequences

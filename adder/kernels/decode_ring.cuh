@@ -41,9 +41,10 @@ __device__ __forceinline__ void arrive(const uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// From Hopper on a thread has whole rows copied, and the barrier counts bytes.
+// From Hopper on whole rows are copied, and the barrier counts bytes; each loading warp arrives, so that none can be a
+// lap ahead of the other.
 #if __CUDA_ARCH__ >= 900
-constexpr int kCopiers = 1;
+constexpr int kCopiers = kLoadWarps;
 #else
 constexpr int kCopiers = 32 * kLoadWarps;
 #endif
@@ -136,7 +137,7 @@ class RingWriter {  // one for each of the loading warps
   __device__ __forceinline__ void copy(const unsigned char* from, int64_t stride, int bytes, int count, unsigned full,
                                        const To& to_row) const {
 #if __CUDA_ARCH__ >= 900
-    if (warp_ == 0 && lane_ == 0) expect_bytes(full, count * bytes);
+    if (lane_ == 0) expect_bytes(full, (count - warp_ + kLoadWarps - 1) / kLoadWarps * bytes);
     __syncwarp();
     for (int row = kLoadWarps * lane_ + warp_; row < count; row += kLoadWarps * 32)
       asm volatile(

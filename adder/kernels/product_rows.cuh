@@ -139,12 +139,20 @@ __device__ __forceinline__ void multiply_rows(const Product& p, const ProductPla
   const unsigned weights = tile_descriptor(stages);
   const unsigned activations = tile_descriptor(stages + Layout::kWeightBytes + group * kColumns * kTileInner * 2);
   unsigned parity = 0;
+  bool held = false;  // the stage before, by products that may be under way
 #pragma unroll 1
   for (int i = 0; i < steps; i += kStages) {
     // Unrolled, so that all places but the parity are known: what is found out here is waited for by the products.
 #pragma unroll
     for (int s = 0; s < kStages; ++s) {
       if (i + s >= steps) break;
+      const unsigned stage_before = free + 8 * ((s + kStages - 1) % kStages);
+      if (held && !__all_sync(kAllLanes, barrier_is_done(full + 8 * s, parity))) {
+        // It is memory that is waited for: the stage before goes back now, not when the next one has come.
+        wait_products<0>(sums);
+        if (lane == 0) arrive(stage_before);
+        held = false;
+      }
       wait_barrier(full + 8 * s, parity);
       begin_products(sums);
 #pragma unroll
@@ -154,7 +162,8 @@ __device__ __forceinline__ void multiply_rows(const Product& p, const ProductPla
       }
       end_products();
       wait_products<1>(sums);
-      if ((s > 0 || i > 0) && lane == 0) arrive(free + 8 * ((s + kStages - 1) % kStages));
+      if (held && lane == 0) arrive(stage_before);
+      held = true;
     }
     parity ^= 1;
   }

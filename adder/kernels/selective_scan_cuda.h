@@ -42,6 +42,11 @@ template <typename T>
 void find_part_gradients(const SelectiveScanBackward<T>& params, const ScanParts& parts, void* workspace,
                          CudaStream stream);
 
+// Whether the forward pass reads these inputs, whose steps lie side by side, (B, D, L) in memory, as fast as those
+// whose channels do. All kernels take any strides, but move single values then.
+template <typename T>
+bool selective_scan_takes_steps(const SelectiveScanInputs<T>& inputs);
+
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& params, CudaStream stream);
 template <typename T>

@@ -1,4 +1,6 @@
-#include "adder/kernels/scan_tiles.cuh"
+#include <iterator>
+
+#include "adder/kernels/scan_step_tiles.cuh"
 
 namespace adder::kernels::cuda {
 namespace {
@@ -22,13 +24,15 @@ struct ForwardTiles {
   Ready ready[2];
 };
 
-// kPiece: what plain_piece() says.
+// kPiece: what plain_piece() says, or kStepsSideBySide. What the latter changes is which values a lane copies, prepares
+// and finishes; the sums are the same, and in the same order.
 template <typename T, int N, int kC, bool kGate, int kPiece, int kWarpsEach, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     fast_forward(const __grid_constant__ SelectiveScanForward<T> p, const TileStrides strides, const ScanParts parts) {
   using Tiles = ForwardTiles<T, N, kC>;
-  constexpr bool kPlain = kPiece > 0;
+  constexpr bool kPlain = kPiece != 0, kBySteps = kPiece == kStepsSideBySide;
   constexpr int kSteps = Tiles::kSteps, kChannels = Tiles::kChannels, kStates = Tiles::kStates;
+  static_assert(!kBySteps || (kC == 2 && kSteps == kTileSteps && kChannels == kSteps));
   extern __shared__ __align__(16) char shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, q = lane % 4, group = lane / 4;
   const bool odd = lane & 1, high = lane & 2;
@@ -63,28 +67,40 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     }
   }
   // The channels whose delta and u it prepares: other ones, so that a row is stored side by side.
-  const int own = lane % 8;
-  float bias[kC];
+  const int own = lane % 8, own_row = lane % 16;
+  float bias[kBySteps ? 1 : kC];
 #pragma unroll
-  for (int c = 0; c < kC; ++c)
-    bias[c] = kC * own + c < columns && p.delta_bias.data != nullptr
-                  ? p.delta_bias.data[(d0 + kC * own + c) * p.delta_bias.d]
-                  : 0.0f;
+  for (int c = 0; c < static_cast<int>(std::size(bias)); ++c) {
+    const int channel = kBySteps ? own_row : kC * own + c;
+    bias[c] =
+        channel < columns && p.delta_bias.data != nullptr ? p.delta_bias.data[(d0 + channel) * p.delta_bias.d] : 0.0f;
+  }
 
   const auto first_channel = [&](const View3<const T>& v) {
     return v.data + rows.b * v.b + rows.first * v.l + d0 * v.d;
   };
   const auto first_state = [&](const View4<const T>& v) { return v.data + rows.b * v.b + rows.first * v.l + g * v.g; };
-  using ChannelCopy = TileCopy<T, kSteps, kChannels>;
-  using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
-  const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
-  const ChannelCopy copy_u(first_channel(p.u), rows.step * p.u.l, columns, lane);
-  const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
-  const StateCopy copy_B(first_state(p.B_step), rows.step * p.B_step.l, N, lane);
-  const StateCopy copy_C(first_state(p.C_step), rows.step * p.C_step.l, N, lane);
+  using ChannelCopy = std::conditional_t<kBySteps, StepTileCopy<T, kChannels>, TileCopy<T, kSteps, kChannels>>;
+  using StateCopy =
+      std::conditional_t<kBySteps, StepTileCopy<T, N>, TileCopy<T, kSteps, N, (kPiece > 0 ? kPiece : 16)>>;
+  const auto row_stride = [&](const auto& v, int64_t other) { return kBySteps ? other : rows.step * v.l; };
+  const ChannelCopy copy_delta(first_channel(p.delta), row_stride(p.delta, p.delta.d), columns, lane);
+  const ChannelCopy copy_u(first_channel(p.u), row_stride(p.u, p.u.d), columns, lane);
+  const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? row_stride(p.z, p.z.d) : 0, columns, lane);
+  const StateCopy copy_B(first_state(p.B_step), row_stride(p.B_step, p.B_step.n), N, lane);
+  const StateCopy copy_C(first_state(p.C_step), row_stride(p.C_step, p.C_step.n), N, lane);
   const auto load = [&](int j0, typename Tiles::Raw& to) {
     const int tile = j0 / kSteps, count = min(length - j0, kSteps);
-    if constexpr (kPlain) {
+    if constexpr (kBySteps) {
+      if (j0 < length) {
+        copy_delta.start(to.delta, j0, count, lane);
+        copy_u.start(to.u, j0, count, lane);
+        if constexpr (kGate) copy_z.start(to.z, j0, count, lane);
+        copy_B.start(rows_of_steps(to.BC[0]), j0, count, lane);
+        copy_C.start(rows_of_steps(to.BC[1]), j0, count, lane);
+      }
+      end_copies();
+    } else if constexpr (kPlain) {
       if (j0 < length) {
         copy_delta.start(to.delta, tile, strides.delta, strides.delta / kSteps, count, lane);
         copy_u.start(to.u, tile, strides.u, strides.u / kSteps, count, lane);
@@ -118,6 +134,34 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   };
   // Four steps' share of a tile: delta and u of kC channels of a step, B or C of a quarter of a step's states.
   const auto prepare = [&](const typename Tiles::Raw& from, typename Tiles::Ready& to, int i, unsigned live) {
+    if constexpr (kBySteps) {
+      // Two neighbouring steps of a row; which ones, differs so that no lanes share a bank.
+      const int t = lane / 16 * 8 + 2 * (i ^ own_row / 4);
+      const auto two_of = [&](const T* row) {
+        Packed<T, 2> two;
+        two.load(row + (t ^ half_swap(own_row)));
+        return two;
+      };
+      float dt[2], x[2], v[2];
+      two_of(from.delta[own_row]).floats(dt);
+      two_of(from.u[own_row]).floats(x);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        dt[k] += bias[0];
+        const float soft = softplus_fast(dt[k]);
+        dt[k] = p.delta_softplus ? soft : dt[k];
+        const bool counted = live >> (t + k) & 1;
+        store_floats(&to.step[t + k][own_row / 2][own_row % 2 * 2],
+                     {counted ? dt[k] : 0.0f, counted ? dt[k] * x[k] : 0.0f});
+      }
+#pragma unroll
+      for (int row = own_row; row < 2 * N; row += 16) {
+        two_of(rows_of_steps(from.BC[0])[row]).floats(v);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) to.BC[row / N][t + k][row % N] = v[k];
+      }
+      return;
+    }
     {
       const int t = 4 * i + lane / 8;
       const bool counted = live >> t & 1;
@@ -129,7 +173,7 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
       u_bits.floats(x);
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
-        dt[c] += bias[c];
+        dt[c] += bias[kBySteps ? 0 : c];
         const float soft = softplus_fast(dt[c]);
         dt[c] = p.delta_softplus ? soft : dt[c];
         step[2 * c] = counted ? dt[c] : 0.0f;
@@ -153,8 +197,11 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     }
   };
 
-  // Outputs come four steps late, one step a lane.
-  char* const y = reinterpret_cast<char*>(p.y.data + rows.b * p.y.b + rows.time(q - 4) * p.y.l + d * p.y.d);
+  // Outputs come four steps late, one step a lane; or two of one channel.
+  const int out_row = kC * group + q % 2, out_step = q / 2 * 2;
+  char* const y = reinterpret_cast<char*>(
+      p.y.data + rows.b * p.y.b +
+      (kBySteps ? rows.first + out_step - 4 + (d0 + out_row) * p.y.d : rows.time(q - 4) * p.y.l + d * p.y.d));
   float part[kC][4] = {};
   Packed<T, kC> u_bits{}, z_bits{};
   unsigned live = 0;
@@ -162,8 +209,18 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
     float out[kC], x[kC], z[kC];
     u_bits.floats(x);
     if constexpr (kGate) z_bits.floats(z);
-    const int j = j0 - 4 + q;
+    const int j = j0 - 4 + (kBySteps ? out_step : q);
     const bool there = j >= 0 && j < length;
+    if constexpr (kBySteps) {
+      sum_and_deal_pairs(out, part, odd, high);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        out[k] = fmaf(odd ? skip[1] : skip[0], x[k], out[k]);
+        if constexpr (kGate) out[k] *= z[k] * sigmoid_fast(z[k]);
+      }
+      store_pair_if(there && out_row < columns, reinterpret_cast<T*>(y) + j0, out[0], out[1]);
+      return;
+    }
 #pragma unroll
     for (int c = 0; c < kC; ++c) {
       out[c] = fmaf(skip[c], x[c], sum_and_deal(part[c], odd, high));
@@ -228,8 +285,10 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
             part[c][k] = n == 0 ? C[n] * h[c][n] : fmaf(C[n], h[c][n], part[c][k]);
           }
       }
-      u_bits.load(&now.u[4 * i + q][kC * group]);
-      if constexpr (kGate) z_bits.load(&now.z[4 * i + q][kC * group]);
+      const int bits_row = kBySteps ? out_row : 4 * i + q,
+                bits_column = kBySteps ? (4 * i + out_step) ^ half_swap(out_row) : kC * group;
+      u_bits.load(&now.u[bits_row][bits_column]);
+      if constexpr (kGate) z_bits.load(&now.z[bits_row][bits_column]);
       prepare(next, ready_next, i, next_live);
     }
   }
@@ -244,6 +303,7 @@ constexpr int kWarps = 4, kChannelsEach = 2;
 
 template <typename T>
 int piece_of(const SelectiveScanForward<T>& p) {
+  if (steps_are_plain(p) && copies_by(16, p.y.data, {p.y.b, p.y.d}, p.y.l)) return kStepsSideBySide;
   const bool plain = p.y.d == 1 && reinterpret_cast<uintptr_t>(p.y.data) % 8 == 0 && p.y.b % 2 == 0 && p.y.l % 2 == 0;
   return plain && is_near<T>(p.y.l) ? plain_piece(p) : 0;
 }
@@ -258,7 +318,7 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
   if (tasks == 0) return;
   // Shared memory has room for three blocks. Where there is work for two, they may have more registers each.
   auto kernel = fast_forward<T, N, kChannelsEach, kGate, kPiece, kWarps, 2>;
-  if constexpr (kPiece > 0)
+  if constexpr (kPiece != 0)
     if (tasks > 2 * kWarps * processor_count()) kernel = fast_forward<T, N, kChannelsEach, kGate, kPiece, kWarps, 3>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, forward");
   const int64_t direction = p.layout.reverse ? -1 : 1,
@@ -273,11 +333,19 @@ void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream
 
 template <typename T, int N>
 void launch(const SelectiveScanForward<T>& p, const ScanParts& parts, CudaStream stream) {
-  with_gate_and_piece(p.z.data != nullptr, piece_of(p),
-                      [&]<bool kGate, int kPiece>() { launch<T, N, kGate, kPiece>(p, parts, stream); });
+  const auto run = [&]<bool kGate, int kPiece>() { launch<T, N, kGate, kPiece>(p, parts, stream); };
+  const int piece = piece_of(p);
+  if (piece != kStepsSideBySide) return with_gate_and_piece(p.z.data != nullptr, piece, run);
+  p.z.data != nullptr ? run.template operator()<true, kStepsSideBySide>()
+                      : run.template operator()<false, kStepsSideBySide>();
 }
 
 }  // namespace
+
+template <typename T>
+bool selective_scan_takes_steps(const SelectiveScanInputs<T>& p) {
+  return choose_scan(p, false) == ScanAlgorithm::kFast && steps_are_plain(p);
+}
 
 template <typename T>
 void selective_scan_forward_fast(const SelectiveScanForward<T>& p, CudaStream stream) {
@@ -287,8 +355,11 @@ void selective_scan_forward_fast(const SelectiveScanForward<T>& p, CudaStream st
   p.state == 8 ? launch<T, 8>(p, parts, stream) : launch<T, 16>(p, parts, stream);
 }
 
-template void selective_scan_forward_fast(const SelectiveScanForward<float>&, CudaStream);
-template void selective_scan_forward_fast(const SelectiveScanForward<bfloat16>&, CudaStream);
-template void selective_scan_forward_fast(const SelectiveScanForward<float16>&, CudaStream);
+#define ADDER_INSTANTIATE(T)                                               \
+  template bool selective_scan_takes_steps(const SelectiveScanInputs<T>&); \
+  template void selective_scan_forward_fast(const SelectiveScanForward<T>&, CudaStream);
+ADDER_INSTANTIATE(float)
+ADDER_INSTANTIATE(bfloat16)
+ADDER_INSTANTIATE(float16)
 
 }  // namespace adder::kernels::cuda

@@ -1,4 +1,4 @@
-#include "adder/kernels/scan_tiles.cuh"
+#include "adder/kernels/scan_step_tiles.cuh"
 
 // Sequences are cut into parts that are scanned side by side. What a part begins with is found first, from the parts
 // before it (in the backward pass: after it): a walk away from the border adds up what each step still contributes
@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(32 * kWarps)
     walk_from_borders(const __grid_constant__ SelectiveScanInputs<T> p, const View3<const T> x,
                       const View4<const T> matrix, const ScanParts parts, float* sums, float* decays) {
   using Tiles = BorderTiles<T, N>;
-  constexpr bool kPlain = kPiece > 0;
+  constexpr bool kPlain = kPiece != 0, kBySteps = kPiece == kStepsSideBySide;
+  static_assert(!kBySteps || (!kBackward && Tiles::kSteps == kTileSteps && Tiles::kWarpChannels == kTileSteps));
   constexpr int kSteps = Tiles::kSteps, kWarpChannels = Tiles::kWarpChannels, kChannels = Tiles::kChannels;
   constexpr int kStates = N / 4;
   extern __shared__ __align__(16) char shared[];
@@ -75,24 +76,34 @@ __global__ void __launch_bounds__(32 * kWarps)
       static_cast<int>(max(min(static_cast<int64_t>(kWarpChannels), (g + 1) * group_channels - first), int64_t{0}));
   float own_bias[2];
 #pragma unroll
-  for (int c = 0; c < 2; ++c)
-    own_bias[c] = 2 * own + c < columns && p.delta_bias.data != nullptr
-                      ? p.delta_bias.data[(first + 2 * own + c) * p.delta_bias.d]
+  for (int c = 0; c < 2; ++c) {
+    const int channel = kBySteps ? lane % 16 : 2 * own + c;
+    own_bias[c] = channel < columns && p.delta_bias.data != nullptr
+                      ? p.delta_bias.data[(first + channel) * p.delta_bias.d]
                       : 0.0f;
+  }
+  // Steps side by side: the part is walked from its end, in tiles that begin at their first step in time.
+  const int64_t first_step = kBySteps ? rows.first - (kSteps - 1) : rows.first;
   const auto first_channel = [&](const View3<const T>& v) {
-    return v.data + rows.b * v.b + rows.first * v.l + (columns > 0 ? first : d0) * v.d;
+    return v.data + rows.b * v.b + first_step * v.l + (columns > 0 ? first : d0) * v.d;
   };
-  const T* const first_state = matrix.data + rows.b * matrix.b + rows.first * matrix.l + g * matrix.g;
-  using ChannelCopy = TileCopy<T, kSteps, kWarpChannels>;
-  using StateCopy = TileCopy<T, kSteps, N, kPlain ? kPiece : 16>;
-  const ChannelCopy copy_delta(first_channel(p.delta), rows.step * p.delta.l, columns, lane);
-  const ChannelCopy copy_x(first_channel(x), rows.step * x.l, columns, lane);
+  const T* const first_state = matrix.data + rows.b * matrix.b + first_step * matrix.l + g * matrix.g;
+  using ChannelCopy = std::conditional_t<kBySteps, StepTileCopy<T, kWarpChannels>, TileCopy<T, kSteps, kWarpChannels>>;
+  using StateCopy =
+      std::conditional_t<kBySteps, StepTileCopy<T, N>, TileCopy<T, kSteps, N, (kPiece > 0 ? kPiece : 16)>>;
+  const auto row_stride = [&](const auto& v, int64_t other) { return kBySteps ? other : rows.step * v.l; };
+  const ChannelCopy copy_delta(first_channel(p.delta), row_stride(p.delta, p.delta.d), columns, lane);
+  const ChannelCopy copy_x(first_channel(x), row_stride(x, x.d), columns, lane);
   const ChannelCopy copy_z(kGate ? first_channel(p.z) : nullptr, kGate ? rows.step * p.z.l : 0, columns, lane);
-  const StateCopy copy_matrix(first_state, rows.step * matrix.l, N, lane);
+  const StateCopy copy_matrix(first_state, row_stride(matrix, matrix.n), N, lane);
   const auto load = [&](int j0, typename Tiles::Raw& to) {
     const int tile = j0 / kSteps, count = min(length - j0, kSteps);
     if (j0 < length) {
-      if constexpr (kPlain) {
+      if constexpr (kBySteps) {
+        copy_delta.start(to.delta, -j0, kSteps, lane);
+        copy_x.start(to.x, -j0, kSteps, lane);
+        if (warp == 0) copy_matrix.start(rows_of_steps(to.matrix), -j0, kSteps, lane);
+      } else if constexpr (kPlain) {
         const auto start = [&](const auto& copy, auto& rows_to, int64_t l) {
           const int row = static_cast<int>(rows.step * l * static_cast<int64_t>(sizeof(T)));
           copy.start(rows_to, tile, row * kSteps, row, count, lane);
@@ -117,6 +128,32 @@ __global__ void __launch_bounds__(32 * kWarps)
     end_copies();
   };
   const auto prepare = [&](const typename Tiles::Raw& from, typename Tiles::Ready& to, unsigned live) {
+    if constexpr (kBySteps) {
+      const int row = lane % 16;
+#pragma unroll
+      for (int i = 0; i < kSteps / 4; ++i) {
+        const int at =
+            lane / 16 * 8 + 2 * (i ^ row / 4);  // two steps; which ones, differs so that no lanes share a bank
+        const float2 raw = pair(&from.delta[row][at ^ half_swap(row)]), in = pair(&from.x[row][at ^ half_swap(row)]);
+        const float x_of[2] = {in.x, in.y};
+        float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[0]};
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float soft = softplus_fast(dt[k]);
+          dt[k] = p.delta_softplus ? soft : dt[k];
+          store_floats(to.step[kSteps - 1 - at - k][warp * kWarpChannels + row], {dt[k], dt[k] * x_of[k]});
+        }
+      }
+      if (warp > 0) return;
+#pragma unroll
+      for (int i = lane; i < N * kSteps / 2; i += 32) {
+        const int n = i % N, at = i / N * 2;
+        const float2 v = pair(&rows_of_steps(from.matrix)[n][at ^ half_swap(n)]);
+        to.matrix[kSteps - 1 - at][n] = v.x;
+        to.matrix[kSteps - 2 - at][n] = v.y;
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kSteps / 4; ++i) {
       const int t = 4 * i + lane / 8;
@@ -263,9 +300,11 @@ void walk(const SelectiveScanInputs<T>& p, const View3<const T>& x, const View4<
   constexpr int kShared = static_cast<int>(sizeof(Tiles));
   const int64_t tiles = (p.channels / p.groups + Tiles::kChannels - 1) / Tiles::kChannels * p.groups;
   const auto blocks = static_cast<unsigned>(p.layout.sequences * tiles * (parts.count - 1));
-  const auto kernel = piece == 16  ? walk_from_borders<T, N, kBackward, kGate, 16>
-                      : piece == 4 ? walk_from_borders<T, N, kBackward, kGate, 4>
-                                   : walk_from_borders<T, N, kBackward, kGate, 0>;
+  auto kernel = piece == 16  ? walk_from_borders<T, N, kBackward, kGate, 16>
+                : piece == 4 ? walk_from_borders<T, N, kBackward, kGate, 4>
+                             : walk_from_borders<T, N, kBackward, kGate, 0>;
+  if constexpr (!kBackward)
+    if (piece == kStepsSideBySide) kernel = walk_from_borders<T, N, kBackward, kGate, kStepsSideBySide>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "selective_scan, borders");
   kernel<<<blocks, 32 * kWarps, kShared, stream>>>(p, x, matrix, parts, sums, decays);
   check_launch("selective_scan, borders of parts");
@@ -277,7 +316,7 @@ void find(const SelectiveScanInputs<T>& p, const View3<const T>* dy, const float
   const int64_t states = p.layout.sequences * p.channels * p.state;
   float* const begins = static_cast<float*>(workspace);
   float *const sums = begins + parts.count * states, *const decays = sums + parts.count * states;
-  int piece = plain_piece(p);
+  int piece = dy == nullptr && steps_are_plain(p) ? kStepsSideBySide : plain_piece(p);
   if (dy != nullptr) {
     if (!rows_are_plain(*dy)) piece = 0;
     if (p.z.data != nullptr)

@@ -21,6 +21,16 @@ __device__ __forceinline__ void wait_barrier(unsigned barrier, unsigned parity) 
       "r"(parity)
       : "memory");
 }
+__device__ __forceinline__ bool barrier_is_done(unsigned barrier, unsigned parity) {
+  unsigned done;
+  asm volatile(
+      "{\n .reg .pred p;\n"
+      " mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 // The address of the same place in another block of the cluster.
 __device__ __forceinline__ unsigned of_block(unsigned address, unsigned rank) {
   unsigned there;

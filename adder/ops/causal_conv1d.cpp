@@ -5,6 +5,7 @@
 
 #include "adder/ops/causal_conv1d_schema.h"
 #include "adder/ops/checks.h"
+#include "adder/ops/step_layout.h"
 
 namespace adder::ops {
 namespace {
@@ -30,13 +31,13 @@ at::Tensor like_or_empty(const std::optional<at::Tensor>& tensor, const at::Tens
 
 ConvForwardResult meta_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   const c10::SymInt sequences = check_causal_conv1d(ADDER_CAUSAL_CONV1D_NAMES);
-  return {like(x), at::empty_symint({sequences, weight.sym_size(1) - 1, x.sym_size(2)}, weight.options())};
+  return {empty_as(x), at::empty_symint({sequences, weight.sym_size(1) - 1, x.sym_size(2)}, weight.options())};
 }
 
 ConvBackwardResult meta_backward(const at::Tensor& dy, const std::optional<at::Tensor>& dfinal_window,
                                  ADDER_CAUSAL_CONV1D_ARGUMENTS) {
   check_causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
-  return {like(x), like(weight), like_or_empty(bias, weight), like_or_empty(initial_window, weight)};
+  return {empty_as(x), like(weight), like_or_empty(bias, weight), like_or_empty(initial_window, weight)};
 }
 
 TORCH_LIBRARY_IMPL(adder, Meta, m) {

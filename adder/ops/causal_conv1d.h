@@ -23,8 +23,9 @@ struct CausalConv1dOptions {
 //  - weight (D, K); bias (D) or none
 //
 // weight, bias and windows are float32, or float64 where x is float64. Returns y (B, L, D) in x's type and the final
-// window (S, K - 1, D), the last K - 1 rows of [initial window; x]; S = B, or the number of packed sequences. Raises
-// ValueError on bad arguments.
+// window (S, K - 1, D), the last K - 1 rows of [initial window; x]; S = B, or the number of packed sequences. y lies
+// in memory as x does, with channels or with steps side by side (step_layout.h), and so does dx. Raises ValueError on
+// bad arguments.
 std::tuple<at::Tensor, at::Tensor> causal_conv1d(const at::Tensor& x, const at::Tensor& weight,
                                                  const std::optional<at::Tensor>& bias = {},
                                                  const CausalConv1dOptions& options = {});

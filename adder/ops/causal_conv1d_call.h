@@ -5,6 +5,7 @@
 
 #include "adder/ops/causal_conv1d_schema.h"
 #include "adder/ops/checks.h"
+#include "adder/ops/step_layout.h"
 #include "adder/ops/views.h"
 
 // From the operators' tensors to kernels and back, for any device.
@@ -35,11 +36,12 @@ struct ConvCall {
   }
 };
 
+// `as_steps`: the kernel writes y as x lies, not with channels side by side.
 template <typename Kernels>
-ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
+ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS, bool as_steps) {
   const int64_t sequences = check_causal_conv1d(ADDER_CAUSAL_CONV1D_NAMES).expect_int();
   if (present(cu_seqlens)) check_cu_seqlens_values("causal_conv1d", *cu_seqlens, x.size(1));
-  const at::Tensor y = at::empty(x.sizes(), x.options());
+  const at::Tensor y = as_steps ? empty_as(x) : at::empty(x.sizes(), x.options());
   const at::Tensor final_window = at::empty({sequences, weight.size(1) - 1, x.size(2)}, weight.options());
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     const ConvCall<T, Kernels> call(ADDER_CAUSAL_CONV1D_NAMES);
@@ -54,14 +56,14 @@ ConvForwardResult conv_forward(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
 
 template <typename Kernels>
 ConvBackwardResult conv_backward(const at::Tensor& dy, const std::optional<at::Tensor>& dfinal_window,
-                                 ADDER_CAUSAL_CONV1D_ARGUMENTS) {
+                                 ADDER_CAUSAL_CONV1D_ARGUMENTS, bool as_steps) {
   check_causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
   if (present(cu_seqlens)) check_cu_seqlens_values("causal_conv1d", *cu_seqlens, x.size(1));
   const auto like = [](const at::Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const auto like_or_empty = [&](const std::optional<at::Tensor>& t) {
     return present(t) ? like(*t) : at::empty({0}, weight.options());
   };
-  const at::Tensor dx = like(x), dweight = like(weight), dbias = like_or_empty(bias),
+  const at::Tensor dx = as_steps ? empty_as(x) : like(x), dweight = like(weight), dbias = like_or_empty(bias),
                    dinitial_window = like_or_empty(initial_window);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using R = kernels::Accumulator<T>;

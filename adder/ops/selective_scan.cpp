@@ -5,6 +5,7 @@
 
 #include "adder/ops/checks.h"
 #include "adder/ops/selective_scan_schema.h"
+#include "adder/ops/step_layout.h"
 
 namespace adder::ops {
 namespace {
@@ -45,21 +46,19 @@ ScanForwardResult meta_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
                                                       A.sym_size(1), groups, A.is_complex());
   }
   const at::Tensor border = at::empty_symint({border_size}, real);
-  return {at::empty_symint(u.sym_sizes(), u.options()),
-          at::empty_symint({sequences, u.sym_size(2), A.sym_size(1)}, A.options()), border};
+  return {empty_as(u), at::empty_symint({sequences, u.sym_size(2), A.sym_size(1)}, A.options()), border};
 }
 
 ScanBackwardResult meta_backward(const at::Tensor& dy, const OptionalTensor& dfinal_state,
                                  const at::Tensor& border_states, ADDER_SELECTIVE_SCAN_ARGUMENTS) {
   check_selective_scan_bwd(dy, dfinal_state, border_states, ADDER_SELECTIVE_SCAN_NAMES);
-  const auto like = [](const at::Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
-  return {like(u),
-          like(delta),
-          like(A),
-          like(B),
-          like(C),
+  return {empty_as(u),
+          empty_as(delta),
+          empty_as(A),
+          empty_as(B),
+          empty_as(C),
           like_or_empty(D, A),
-          like_or_empty(z, u),
+          present(z) ? empty_as(*z) : at::empty({0}, u.options()),
           like_or_empty(delta_bias, A),
           like_or_empty(initial_state, A)};
 }

@@ -5,10 +5,26 @@
 
 #include "adder/ops/checks.h"
 #include "adder/ops/selective_scan_schema.h"
+#include "adder/ops/step_layout.h"
 #include "adder/ops/views.h"
 
 // From the operators' tensors to kernels and back, for any device.
 namespace adder::ops {
+
+template <typename Kernels>
+ScanBackwardResult laid_as(const ScanBackwardResult& result, const at::Tensor& u, const at::Tensor& delta,
+                           const at::Tensor& B, const at::Tensor& C, const OptionalTensor& z) {
+  const auto& [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial] = result;
+  return {laid_as<Kernels>(du, u),
+          laid_as<Kernels>(ddelta, delta),
+          dA,
+          laid_as<Kernels>(dB, B),
+          laid_as<Kernels>(dC, C),
+          dD,
+          present(z) ? laid_as<Kernels>(dz, *z) : dz,
+          ddelta_bias,
+          dinitial};
+}
 
 // Owns what the views of a call point into. Kernels: the kernels of one device, as static functions.
 template <typename T, typename Kernels>
@@ -57,11 +73,12 @@ struct ScanCall {
   }
 };
 
+// `as_steps`: the kernel writes y as u lies, not with channels side by side.
 template <typename Kernels>
-ScanForwardResult scan_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save) {
+ScanForwardResult scan_forward(ADDER_SELECTIVE_SCAN_ARGUMENTS, bool save, bool as_steps) {
   const int64_t sequences = check_selective_scan(ADDER_SELECTIVE_SCAN_NAMES).expect_int();
   if (present(cu_seqlens)) check_cu_seqlens_values("selective_scan", *cu_seqlens, u.size(1));
-  const at::Tensor y = at::empty(u.sizes(), u.options());
+  const at::Tensor y = as_steps ? empty_as(u) : at::empty(u.sizes(), u.options());
   const at::Tensor final_state = at::empty({sequences, u.size(2), A.size(1)}, A.options());
   at::Tensor border = at::empty({0}, u.options().dtype(accumulator_type(u.scalar_type())));
   dispatch_floating(u.scalar_type(), [&]<typename T>() {

@@ -3,6 +3,7 @@
 
 #include "adder/kernels/transpose_cuda.h"
 #include "adder/ops/cuda_call.h"
+#include "adder/ops/step_layout.h"
 #include "adder/ops/transposed.h"
 
 namespace adder::ops {
@@ -23,4 +24,17 @@ TORCH_LIBRARY_IMPL(adder, CUDA, m) {
 }
 
 }  // namespace
+
+at::Tensor steps_last_on_cuda(const at::Tensor& t) {
+  return cuda_forward(t.flatten(2)).unflatten(1, t.sizes().slice(2));
+}
+
+at::Tensor rows_on_cuda(const at::Tensor& t) {
+  if (!steps_side_by_side(t)) return t;
+  return cuda_forward(t.movedim(1, -1).flatten(1, -2)).unflatten(2, t.sizes().slice(2));
+}
+
+std::optional<at::Tensor> rows_on_cuda(const std::optional<at::Tensor>& t) {
+  return t.has_value() && t->defined() ? std::optional(rows_on_cuda(*t)) : t;
+}
 }  // namespace adder::ops

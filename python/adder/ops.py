@@ -46,7 +46,7 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
     Returns:
         y (B, L, D) T and the state after (S, D, N), which continues the sequence in the next call. Gradients go through
-        both.
+        both. y lies in memory as u does, with channels or with steps side by side, and gradients as their inputs.
 
     Raises:
         ValueError: a shape, type, device or cu_seqlens that breaks a rule above.

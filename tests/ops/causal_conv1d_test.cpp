@@ -165,29 +165,73 @@ TEST(CausalConv1d, MaskedPaddingEqualsUnpadded) {
   });
 }
 
+// p in float32 or a narrow type; `as_given`: p's numbers, laid out in any way.
+void expect_at_most_twice_the_composites_error(const ConvArguments& p, const ConvArguments& as_given) {
+  ConvArguments wide = p;
+  for (at::Tensor* t : {&wide.x, &wide.weight, &wide.dy, &wide.dwindow}) *t = t->to(at::kDouble);
+  if (p.bias.defined()) wide.bias = p.bias.to(at::kDouble);
+  if (p.options.initial_window) wide.options.initial_window = p.options.initial_window->to(at::kDouble);
+  const ConvResults truth = run(ops::causal_conv1d_composite, wide), op = run(here::causal_conv1d, as_given),
+                    composite = run(ops::causal_conv1d_composite, p);
+  const auto check = [&](const char* what, at::Tensor ConvResults::*of) {
+    if (!(truth.*of).defined()) return;
+    const auto error = [&](const ConvResults& r) {
+      return ((r.*of).to(at::kDouble) - truth.*of).abs().max().item<double>();
+    };
+    const double scale = (truth.*of).abs().max().item<double>();
+    EXPECT_LE(error(op), 2 * error(composite) + kFloat32Forward.scaled * scale) << what << " " << p.x.scalar_type();
+  };
+  check("y", &ConvResults::y);
+  check("final_window", &ConvResults::final_window);
+  check("dx", &ConvResults::dx);
+  check("dweight", &ConvResults::dweight);
+  check("dbias", &ConvResults::dbias);
+  check("dinitial_window", &ConvResults::dinitial_window);
+}
+
 TEST(CausalConv1d, LowPrecisionErrorAtMostTwiceTheComposites) {
   for_each_device([&] {
     for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
       for (const bool mask : {false, true}) {
         const ConvArguments p = make_arguments({.length = 129, .channels = 35, .mask = mask, .type = type});
-        ConvArguments wide = p;
-        for (at::Tensor* t : {&wide.x, &wide.weight, &wide.bias, &wide.dy, &wide.dwindow}) *t = t->to(at::kDouble);
-        wide.options.initial_window = wide.options.initial_window->to(at::kDouble);
-        const ConvResults truth = run(ops::causal_conv1d_composite, wide), op = run(here::causal_conv1d, p),
-                          composite = run(ops::causal_conv1d_composite, p);
-        const auto check = [&](const char* what, at::Tensor ConvResults::*of) {
-          const auto error = [&](const ConvResults& r) {
-            return ((r.*of).to(at::kDouble) - truth.*of).abs().max().item<double>();
-          };
-          EXPECT_LE(error(op), 2 * error(composite) + 1e-12) << what << " " << type;
-        };
-        check("y", &ConvResults::y);
-        check("final_window", &ConvResults::final_window);
-        check("dx", &ConvResults::dx);
-        check("dweight", &ConvResults::dweight);
-        check("dbias", &ConvResults::dbias);
-        check("dinitial_window", &ConvResults::dinitial_window);
+        expect_at_most_twice_the_composites_error(p, p);
       }
+  });
+}
+
+TEST(CausalConv1d, StepsSideBySide) {
+  std::vector<ConvCase> rows;
+  for (const int64_t length : {8, 16, 56, 64, 72, 256, 264, 1000, 2056})
+    for (const int64_t width : {2, 3, 4}) rows.push_back({.length = length, .width = width});
+  rows.push_back({.batch = 3, .length = 520, .channels = 33, .silu = false});
+  rows.push_back({.length = 520, .bias = false, .window = false});
+  rows.push_back({.batch = 128, .length = 1024, .channels = 64});  // pieces of several chunks
+  for (const int64_t length : {1, 3, 70}) rows.push_back({.length = length});
+  rows.push_back({.length = 64, .width = 6});
+  rows.push_back({.length = 64, .mask = true});
+  rows.push_back({.length = 64, .reverse = true});
+  rows.push_back({.batch = 1, .length = 64, .cu_seqlens = {0, 16, 64}});
+  const auto swapped = [](const at::Tensor& t) { return t.transpose(1, 2).contiguous().transpose(1, 2); };
+  for_each_device([&] {
+    for (ConvCase row : rows) {
+      if (row.batch > 3 && current_device() == Device::kCpu) continue;  // for the sizes of a GPU
+      SCOPED_TRACE("L" + std::to_string(row.length) + " K" + std::to_string(row.width));
+      for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        row.type = type;
+        const ConvArguments p = make_arguments(row);
+        ConvArguments by_steps = p, mixed = p;
+        by_steps.x = mixed.x = swapped(p.x);
+        by_steps.dy = swapped(p.dy);
+        expect_at_most_twice_the_composites_error(p, by_steps);
+        const ConvResults a = run(here::causal_conv1d, by_steps), b = run(here::causal_conv1d, mixed);
+        expect_equal(a.dx, b.dx);
+        expect_equal(a.dweight, b.dweight);
+        if (row.length > 1) {
+          EXPECT_EQ(a.y.stride(1), 1);
+          EXPECT_EQ(b.dx.stride(1), 1);
+        }
+      }
+    }
   });
 }
 

@@ -17,7 +17,7 @@ struct ScanCase {
   bool complex = false, zoh = false, constant_B = false, constant_C = false;
   bool skip = true, gate = true, bias = true, softplus = true;
   bool initial = true, mask = false, reverse = false;
-  std::vector<int64_t> cu_seqlens;  // not empty: packed, B = 1
+  std::vector<int64_t> cu_seqlens = {};  // not empty: packed, B = 1
   double delta_scale = 1;
 
   int64_t sequences() const { return cu_seqlens.empty() ? B : static_cast<int64_t>(cu_seqlens.size()) - 1; }

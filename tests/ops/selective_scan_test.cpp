@@ -155,6 +155,49 @@ TEST(SelectiveScanViews, TimeAndChannelsSwappedAndStepped) {
   });
 }
 
+TEST(SelectiveScanViews, StepsSideBySide) {
+  std::vector<std::pair<std::string, ScanCase>> rows;
+  const auto row = [&](const std::string& name, ScanCase s) { rows.emplace_back(name, std::move(s)); };
+  row("whole tiles", {.B = 3, .L = 64, .D = 48, .N = 16});
+  row("part of a tile, few channels", {.B = 2, .L = 72, .D = 20, .N = 16, .G = 2});
+  row("8 states", {.B = 2, .L = 40, .D = 33, .N = 8, .gate = false});
+  row("one group a channel", {.B = 1, .L = 48, .D = 6, .N = 8, .G = 6, .softplus = false});
+  row("parts of a long sequence", {.B = 1, .L = 2056, .D = 70, .N = 16, .initial = false});
+  row("parts, 8 states", {.B = 2, .L = 1024, .D = 40, .N = 8, .G = 2});
+  row("rows at odd places", {.B = 2, .L = 70, .D = 20, .N = 16});
+  row("few steps", {.B = 4, .L = 8, .D = 64, .N = 16});
+  row("one channel", {.B = 2, .L = 32, .D = 1, .N = 16});
+  row("reverse", {.B = 2, .L = 64, .D = 48, .N = 16, .reverse = true});
+  row("mask", {.B = 2, .L = 64, .D = 48, .N = 16, .mask = true});
+  row("packed", {.B = 1, .L = 64, .D = 48, .N = 16, .cu_seqlens = {0, 16, 64}});
+  row("complex", {.B = 2, .L = 32, .D = 10, .N = 16, .complex = true});
+  row("constant B, zoh", {.B = 2, .L = 32, .D = 10, .N = 16, .zoh = true, .constant_B = true});
+  const auto swapped = [](const torch::Tensor& t) {
+    return t.dim() < 3 ? t : t.movedim(1, -1).contiguous().movedim(-1, 1);
+  };
+  for_each_device([&] {
+    for (const auto& [name, s] : rows) {
+      SCOPED_TRACE(name);
+      const ScanArguments base = make_arguments(s);
+      ScanArguments all = base, gate = base;
+      for (torch::Tensor* t : {&all.u, &all.delta, &all.B, &all.C}) *t = swapped(*t);
+      if (s.gate) gate.options.z = all.options.z = swapped(*base.options.z);
+      for (const auto type : {torch::kDouble, torch::kFloat, torch::kBFloat16, torch::kHalf}) {
+        SCOPED_TRACE(type);
+        const NamedTensors expected = run(kOperator, cast(base, type)), got = run(kOperator, cast(all, type));
+        expect_same_bits(got, expected);
+        expect_same_bits(run(kOperator, cast(gate, type)), expected);
+        for (const auto& [what, tensor] : got) {  // lie as what they belong to
+          const bool by_step = what == "y" || what == "du" || what == "ddelta" || what == "dz" || tensor.dim() == 4;
+          if (by_step && tensor.size(-1) > 1) {
+            EXPECT_EQ(tensor.stride(1), 1) << what;
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(SelectiveScanViews, GradientsOfTheOutputsMayHaveAnyStrides) {
   for_each_device([&] {
     for (const bool complex : {false, true}) {

@@ -31,12 +31,17 @@ def common_type(op: str, **tensors: Tensor | None) -> torch.dtype:
     return out
 
 
+def by_step(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, D, L) to (B, L, D), in memory as it is."""
+    return x.to(dtype).transpose(1, 2)
+
+
 def channel_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, L) to (B, L, D). The CPU reads any strides faster than it copies; for a GPU channels have to be
-    neighbours."""
-    x = x.to(dtype)
-    y = x.transpose(1, 2)
-    return y if x.device.type != "cuda" or y.stride(2) == 1 or y.shape[2] == 1 else torch.ops.adder.transposed(x)
+    """(B, D, L) to (B, L, D) with channels as neighbours, as products take them."""
+    y = by_step(x, dtype)
+    if y.stride(2) == 1 or y.shape[2] == 1:
+        return y
+    return torch.ops.adder.transposed(x.to(dtype)) if y.device.type == "cuda" else y.contiguous()
 
 
 def like_layout(y: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:
