@@ -52,7 +52,7 @@ run() {
   mkdir -p build/fuzz/log
   for target in "${targets[@]}"; do
     echo "fuzz: $target, log in build/fuzz/log/$target"
-    fuzzer "$target" -runs="${INPUTS:-10000000}" -max_len=4096 -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 \
+    fuzzer "$target" -runs="${INPUTS:-10000000}" -max_len=4096 -entropic=0 -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 \
       -dict="tests/fuzz/words/$target.dict" -artifact_prefix="build/fuzz/found/$target-" \
       "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" 2>"build/fuzz/log/$target" || {
       tail -40 "build/fuzz/log/$target"

@@ -1,6 +1,7 @@
 #include "adder/data/tokenizer.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 
 #include "adder/data/byte_level.h"
@@ -19,12 +20,16 @@ std::string with_bytes(std::string_view text) {
   int first = 0;
   for (; at < text.size() && text[at] >= '0' && text[at] <= '9' && first < 100000; ++at)
     first = 10 * first + text[at] - '0';
+  static const auto keys = [] {
+    std::array<std::string, 256> all;
+    for (int byte = 0; byte < 256; ++byte) {
+      const std::string token = data::token_of_byte(static_cast<unsigned char>(byte));
+      all[byte] = (byte == 0 ? "\"" : ",\"") + std::string(token == "\"" || token == "\\" ? "\\" : "") + token + "\":";
+    }
+    return all;
+  }();
   std::string out(text.substr(0, mark));
-  for (int byte = 0; byte < 256; ++byte) {
-    const std::string token = data::token_of_byte(static_cast<unsigned char>(byte));
-    out.append(byte == 0 ? "\"" : ",\"").append(token == "\"" || token == "\\" ? "\\" : "").append(token).append("\":");
-    out += std::to_string(first + byte);
-  }
+  for (int byte = 0; byte < 256; ++byte) out.append(keys[byte]) += std::to_string(first + byte);
   return out.append(text.substr(at));
 }
 
