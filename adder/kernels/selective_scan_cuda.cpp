@@ -33,7 +33,12 @@ void selective_scan_forward(const SelectiveScanForward<T>& params, CudaStream st
   if constexpr (!std::is_same_v<T, double>) {
     const ScanAlgorithm algorithm = choose_scan<T>(params, false);
     if (algorithm == ScanAlgorithm::kFast) return selective_scan_forward_fast(params, stream);
-    if (algorithm == ScanAlgorithm::kShort) return selective_scan_forward_short(params, stream);
+    if (algorithm == ScanAlgorithm::kShort) {
+      // One chunk, which begins with the initial state: the backward pass of a few steps reads that.
+      SelectiveScanForward<T> p = params;
+      if (choose_scan<T>(params, true) == ScanAlgorithm::kShort) p.border_states = nullptr;
+      return selective_scan_forward_short(p, stream);
+    }
   }
   selective_scan_forward_generic(params, stream);
 }

@@ -49,6 +49,12 @@ struct ShortLane {
   __device__ __forceinline__ int64_t state(const SelectiveScanInputs<T>& p, int64_t s, int c) const {
     return (s * p.channels + d + c) * N + q * kStates;
   }
+  __device__ __forceinline__ void initial(const SelectiveScanInputs<T>& p, int64_t s, int c,
+                                          float (&h)[kStates]) const {
+#pragma unroll
+    for (int n = 0; n < kStates; ++n)
+      h[n] = real[c] && p.initial_state != nullptr ? p.initial_state[state(p, s, c) + n] : 0.0f;
+  }
   template <typename V>
   __device__ __forceinline__ V* channel(const View3<V>& v, int64_t s, int64_t t) const {
     return v.data + (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
@@ -78,12 +84,14 @@ struct ShortLane {
     }
   }
   // This lane's quarter of B or C.
+  __device__ __forceinline__ const T* states(const View4<const T>& v, int64_t s, int64_t t) const {
+    return v.data +
+           (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
+            static_cast<Index>(g) * static_cast<Index>(v.g) + q * kStates * (kPlain ? 1 : static_cast<Index>(v.n)));
+  }
   __device__ __forceinline__ void matrix(const View4<const T>& v, int64_t s, int64_t t, bool counted,
                                          float (&to)[kStates]) const {
-    const T* const from =
-        v.data +
-        (static_cast<Index>(s) * static_cast<Index>(v.b) + static_cast<Index>(t) * static_cast<Index>(v.l) +
-         static_cast<Index>(g) * static_cast<Index>(v.g) + q * kStates * (kPlain ? 1 : static_cast<Index>(v.n)));
+    const T* const from = states(v, s, t);
     if constexpr (kPlain) {
       Packed<T, kStates> bits;
       bits.load(from);
@@ -142,6 +150,63 @@ struct SingleStep {
     if (p.z.data != nullptr) lane.values(p.z, s, 0, counted, z);
     lane.matrix(p.B_step, s, 0, counted, B);
     lane.matrix(p.C_step, s, 0, counted, C);
+  }
+};
+
+// kCount neighbours as they lie in memory, in whole registers.
+template <typename T, int kCount>
+struct Bits {
+  static constexpr int kWords = kCount * static_cast<int>(sizeof(T)) / 4;
+  unsigned words[kWords];
+
+  __device__ __forceinline__ void load(const T* from, bool there) {
+    Vector<unsigned, kWords> v{};
+    if (there) v = *reinterpret_cast<const Vector<unsigned, kWords>*>(from);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = v.value[i];
+  }
+  __device__ __forceinline__ void floats(float (&to)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        to[i] = __uint_as_float(words[i]);
+      } else {
+        const float2 two = pair(reinterpret_cast<const T*>(&words[i]));
+        to[2 * i] = two.x, to[2 * i + 1] = two.y;
+      }
+    }
+  }
+};
+
+// A single step on its way: several sequences ahead take few registers where neighbours can be read together.
+template <typename T, int N, bool kPlain>
+struct StepAhead {
+  static constexpr int kAhead = 1;
+  SingleStep<T, N, kPlain> step;
+  __device__ __forceinline__ void load(const ShortLane<T, N, kPlain>& lane, const SelectiveScanInputs<T>& p,
+                                       int64_t s) {
+    step.load(lane, p, s);
+  }
+  __device__ __forceinline__ SingleStep<T, N, kPlain> get() const { return step; }
+};
+template <typename T, int N>
+struct StepAhead<T, N, true> {
+  static constexpr int kAhead = 3;
+  Bits<T, 2> pre, u, z;
+  Bits<T, N / 4> B, C;
+  __device__ __forceinline__ void load(const ShortLane<T, N, true>& lane, const SelectiveScanInputs<T>& p, int64_t s) {
+    if (s >= p.layout.sequences) return;
+    pre.load(lane.channel(p.delta, s, 0), lane.real[0]);
+    u.load(lane.channel(p.u, s, 0), lane.real[0]);
+    z.load(lane.channel(p.z, s, 0), lane.real[0] && p.z.data != nullptr);
+    B.load(lane.states(p.B_step, s, 0), true);
+    C.load(lane.states(p.C_step, s, 0), true);
+  }
+  __device__ __forceinline__ SingleStep<T, N, true> get() const {
+    SingleStep<T, N, true> step;
+    pre.floats(step.pre), u.floats(step.u), z.floats(step.z), B.floats(step.B), C.floats(step.C);
+    step.counted = true;
+    return step;
   }
 };
 

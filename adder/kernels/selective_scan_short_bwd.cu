@@ -85,13 +85,8 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(1))
     next.load(lane, p, s);
     lane.values(p.dy, s, 0, next.counted, next.dy);
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
-      if (lane.real[c]) load_floats(next.h[c], &p.border_states[lane.state(p, s, c)]);
+    for (int c = 0; c < 2; ++c) lane.initial(p, s, c, next.h[c]);
   };
-#pragma unroll
-  for (int c = 0; c < 2; ++c)
-#pragma unroll
-    for (int n = 0; n < kStates; ++n) next.h[c][n] = 0;
   load(blockIdx.y);
   int buffer = 0;
   for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y, buffer ^= 1) {
@@ -155,10 +150,10 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
   int buffer = 0;
   for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y, buffer ^= 1) {
     const int64_t state = lane.state(p, s, 0);
-    float h[2][kStates] = {}, dh[2][kStates];
+    float h[2][kStates], dh[2][kStates];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      if (lane.real[c]) load_floats(h[c], &p.border_states[state + c * N]);
+      lane.initial(p, s, c, h[c]);
 #pragma unroll
       for (int n = 0; n < kStates; ++n)
         dh[c][n] = lane.real[c] && p.dfinal_state != nullptr ? p.dfinal_state[state + c * N + n] : 0.0f;
@@ -166,7 +161,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, resident_blocks(kSteps))
     float pre[kFours][2], u[kFours][2], z[kFours][2] = {}, dy[kFours][2], gated[kFours][2], delta[kFours][2],
                                         input[kFours][2], y[kFours][2];
     float a[kSteps][2][kStates], m[kSteps][2][kStates];
-    unsigned live[kFours];
+    unsigned live[kFours] = {};
     const auto sum_to = [&](int j, int which) {
       return &sums[buffer][warp][j][which][q * kStates + sum_over_channels.at];
     };

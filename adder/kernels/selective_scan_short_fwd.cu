@@ -17,9 +17,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
     float h[2][kStates];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-#pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        h[c][n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[state + c * N + n] : 0.0f;
+      lane.initial(p, s, c, h[c]);
       if (p.border_states != nullptr) store_floats_if(lane.real[c], &p.border_states[state + c * N], h[c]);
     }
     for (int j0 = 0; j0 < length; j0 += 4) {
@@ -62,17 +60,14 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
   }
 }
 
-// One step: what the next sequence needs is on its way while one is worked on.
+// One step: what the next sequences need is on its way while one is worked on.
 template <typename T, int N, bool kPlain>
 __global__ void __launch_bounds__(32 * kShortWarps, kResident)
     single_forward(const __grid_constant__ SelectiveScanForward<T> p) {
   constexpr int kStates = N / 4;
+  using Ahead = StepAhead<T, N, kPlain>;
   const ShortLane<T, N, kPlain> lane(p);
-  SingleStep<T, N, kPlain> now, next;
-  next.load(lane, p, blockIdx.y);
-  for (int64_t s = blockIdx.y; s < p.layout.sequences; s += gridDim.y) {
-    now = next;
-    next.load(lane, p, s + gridDim.y);
+  const auto advance = [&](int64_t s, const SingleStep<T, N, kPlain>& now) {
     const int64_t state = lane.state(p, s, 0);
     float delta[2], input[2], y[2];
     lane.step(p, now.pre, now.u, now.counted, delta, input);
@@ -80,9 +75,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
     for (int c = 0; c < 2; ++c) {
       float h[kStates];
       y[c] = 0;
-#pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        h[n] = lane.real[c] && p.initial_state != nullptr ? p.initial_state[state + c * N + n] : 0.0f;
+      lane.initial(p, s, c, h);
       if (p.border_states != nullptr) store_floats_if(lane.real[c], &p.border_states[state + c * N], h);
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
@@ -97,7 +90,18 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
       if (!now.counted) y[c] = 0;
     }
     lane.store(p.y, s, 0, lane.q == 0, y);
-  }
+  };
+  Ahead ahead[Ahead::kAhead];
+#pragma unroll
+  for (int k = 0; k < Ahead::kAhead; ++k) ahead[k].load(lane, p, blockIdx.y + k * static_cast<int64_t>(gridDim.y));
+  for (int64_t s = blockIdx.y; s < p.layout.sequences;)
+#pragma unroll
+    for (int k = 0; k < Ahead::kAhead; ++k, s += gridDim.y) {
+      if (s >= p.layout.sequences) return;
+      const SingleStep<T, N, kPlain> now = ahead[k].get();
+      ahead[k].load(lane, p, s + Ahead::kAhead * static_cast<int64_t>(gridDim.y));
+      advance(s, now);
+    }
 }
 
 template <typename T, int N, bool kPlain>
