@@ -22,12 +22,14 @@ class OrderedPipeline {
     std::function<void(const std::function<void(Job&)>& give)> make;
     std::function<void(Job&)> work;
     std::function<void(Job&)> take;
+    std::function<size_t(const Job&)> weight = [](const Job&) { return size_t{0}; };
   };
 
-  // At most `threads` threads work, and `depth` jobs are on their way. Returns, with all threads ended, once the last
-  // job was taken. What a stage throws is thrown here, after the jobs before it were taken.
-  static void run(int64_t threads, int64_t depth, const Stages& stages) {
-    OrderedPipeline pipeline(threads, depth, stages);
+  // At most `threads` threads work, and `depth` jobs are on their way, of at most `weight` in all or a single one.
+  // Returns, with all threads ended, once the last job was taken. What a stage throws is thrown here, after the jobs
+  // before it were taken.
+  static void run(int64_t threads, int64_t depth, const Stages& stages, size_t weight = 0) {
+    OrderedPipeline pipeline(threads, depth, stages, weight);
     const StopAtEnd stop(pipeline);
     pipeline.maker_ = std::jthread([&] { pipeline.make(); });
     pipeline.take();
@@ -38,6 +40,7 @@ class OrderedPipeline {
     Job job;
     std::exception_ptr error;
     bool done = false;
+    size_t weight = 0;
   };
   struct Stopped {};
   class StopAtEnd {
@@ -58,8 +61,11 @@ class OrderedPipeline {
     OrderedPipeline& pipeline_;
   };
 
-  OrderedPipeline(int64_t threads, int64_t depth, const Stages& stages)
-      : threads_(static_cast<size_t>(threads)), stages_(stages), slots_(static_cast<size_t>(depth)) {}
+  OrderedPipeline(int64_t threads, int64_t depth, const Stages& stages, size_t weight)
+      : threads_(static_cast<size_t>(threads)),
+        most_weight_(weight),
+        stages_(stages),
+        slots_(static_cast<size_t>(depth)) {}
 
   Slot& slot(size_t number) { return slots_[number % slots_.size()]; }
 
@@ -83,12 +89,18 @@ class OrderedPipeline {
   void give(Job& job) {
     // Before there is a job that would wait for ever should this fail.
     if (workers_.size() < threads_) workers_.emplace_back([this] { work(); });
+    const size_t weight = stages_.weight(job);
     {
       std::unique_lock lock(mutex_);
-      room_.wait(lock, [this] { return stopped_ || given_ - taken_ < slots_.size(); });
+      room_.wait(lock, [&] {
+        return stopped_ || given_ == taken_ || (given_ - taken_ < slots_.size() && weight_ + weight <= most_weight_);
+      });
       if (stopped_) throw Stopped();
-      std::swap(slot(given_).job, job);
-      slot(given_).done = false;
+      Slot& next = slot(given_);
+      std::swap(next.job, job);
+      next.done = false;
+      next.weight = weight;
+      weight_ += weight;
       ++given_;
     }
     given_or_ended_.notify_one();
@@ -120,18 +132,20 @@ class OrderedPipeline {
       if (first.error) std::rethrow_exception(first.error);
       stages_.take(first.job);
       lock.lock();
+      weight_ -= first.weight;
       ++taken_;
       room_.notify_one();
     }
     if (error_) std::rethrow_exception(error_);
   }
 
-  const size_t threads_;
+  const size_t threads_, most_weight_;
   const Stages& stages_;
   std::mutex mutex_;
   std::condition_variable room_, given_or_ended_, done_;
   std::vector<Slot> slots_;
   size_t given_ = 0, begun_ = 0, taken_ = 0;  // how many jobs
+  size_t weight_ = 0;                         // of those that are given and not taken
   bool ended_ = false;                        // no more are given
   bool stopped_ = false;
   std::exception_ptr error_;           // of the one who makes them

@@ -54,6 +54,13 @@ class BlockReader {
     if (!held_.empty()) end_line_or_document(held_);
     give_block();
   }
+  void give_block() {
+    const int64_t bytes_read = block_.bytes_read;
+    give_(block_);
+    block_.text.clear();
+    block_.pieces.clear();
+    block_.bytes_read = bytes_read;
+  }
 
  private:
   void end_line_or_document(std::string_view text) {
@@ -88,13 +95,6 @@ class BlockReader {
     if (last) ++documents_;
     if (block_.text.size() >= kPieceBytes) give_block();
   }
-  void give_block() {
-    const int64_t bytes_read = block_.bytes_read;
-    give_(block_);
-    block_.text.clear();
-    block_.pieces.clear();
-    block_.bytes_read = bytes_read;
-  }
 
   const fs::path& path_;
   const TokenizeOptions& options_;
@@ -113,7 +113,12 @@ class BlockReader {
 void read_text_blocks(const fs::path& path, const TokenizeOptions& options, const Tokenizer& tokenizer,
                       const std::function<void(TextBlock&)>& give) {
   BlockReader reader(path, options, tokenizer, give);
-  read_file(path, [&](std::string_view bytes) { reader.append(bytes); });
+  try {
+    read_file(path, [&](std::string_view bytes) { reader.append(bytes); });
+  } catch (...) {
+    reader.give_block();  // what is wrong in the text before comes first
+    throw;
+  }
   reader.finish();
 }
 

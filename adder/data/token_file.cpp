@@ -278,6 +278,9 @@ void move_token_file(const fs::path& from, const fs::path& to) {
   const auto rename = [&](const char* suffix) {
     core::rename_file(with_suffix(from, suffix), with_suffix(to, suffix));
   };
+  for (const char* suffix : {"", ".docs", ".json"})  // before anything is lost
+    ADDER_CHECK(!fs::is_directory(with_suffix(to, suffix)), "{}: must be a file or not there, is a folder",
+                with_suffix(to, suffix).string());
   // The sidecar goes first and comes last, here too.
   fs::remove(with_suffix(to, ".json"));
   rename("");

@@ -1,5 +1,7 @@
 #include "adder/data/tokenize.h"
 
+#include <sys/stat.h>
+
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -15,6 +17,8 @@
 namespace adder::data {
 namespace fs = std::filesystem;
 namespace {
+
+constexpr size_t kMostBytes = size_t{64} << 20;  // of text on its way, or one document that cannot be cut
 
 struct Job {
   TextBlock block;
@@ -40,12 +44,14 @@ class FileTokenizer {
         std::swap(block, job.block);
       });
     };
-    const auto write = [&](const Job& job) {
+    const auto write = [&](Job& job) {
       append(job, writer, progress);
       report();
+      if (job.block.text.capacity() > kMostBytes / 4) job = Job();  // the next one is not likely to be as large
     };
+    const auto bytes = [](const Job& job) { return job.block.text.size(); };
     OrderedPipeline<Job>::run(options_.threads, 2 * options_.threads + 2,
-                              {read, [this](Job& job) { encode(job); }, write});
+                              {read, [this](Job& job) { encode(job); }, write, bytes}, kMostBytes);
   }
 
  private:
@@ -107,6 +113,12 @@ bool is_there(const fs::path& path) {
   return fs::is_regular_file(path, error);
 }
 
+bool same_file_system(const fs::path& a, const fs::path& b) {
+  struct stat of_a {
+  }, of_b{};
+  return ::stat(a.c_str(), &of_a) == 0 && ::stat(b.c_str(), &of_b) == 0 && of_a.st_dev == of_b.st_dev;
+}
+
 fs::path source_path(const fs::path& part) {
   return part.string() + ".source";
 }
@@ -166,14 +178,14 @@ int64_t tokenize_files(const std::vector<fs::path>& files, const fs::path& token
   }
 
   const fs::path tokens = folder / "tokens.bin";
-  if (files.size() == 1) {
+  core::write_file_atomically(folder / "tokenizer.json", tokenizer_text);
+  if (files.size() == 1 && same_file_system(parts, folder)) {
     move_token_file(part_of(0), tokens);
   } else {
     write_token_file(tokens, tokenizer.vocab_size(), [&](TokenWriter& writer) {
       for (size_t i = 0; i < files.size(); ++i) TokenFile(part_of(i)).append_to(writer);
     });
   }
-  core::write_file_atomically(folder / "tokenizer.json", tokenizer_text);
   fs::remove_all(parts);
   return count;
 }

@@ -178,9 +178,10 @@ __global__ void __launch_bounds__(128, 5) backward_by_steps(const CausalConv1dBa
       const float chunk_before = __shfl_sync(kAllLanes, earlier[kEach - kPast + k], kLanes - 1, kLanes);
       x[k] = piece.lane > 0 ? before : chunk > 0 ? chunk_before : before_piece[k];
     }
+    const bool inside = at < end;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      da[k] = dy[k] * slope(x + k);
+      da[k] = inside ? dy[k] * slope(x + k) : 0.0f;  // beyond, filters may overflow
       dbias += da[k];
 #pragma unroll
       for (int w = 0; w < kWidth; ++w) dweight[w] = fmaf(da[k], x[k + w], dweight[w]);
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(128, 5) backward_by_steps(const CausalConv1dBa
 #pragma unroll
       for (int w = 0; w < kWidth; ++w) dx[k] = fmaf(da[k + kPast - w], filter.weight[w], dx[k]);
     }
-    if (!piece.there || at >= end) continue;
+    if (!piece.there || !inside) continue;
     const int64_t windows = int64_t{piece.b} * kPast * p.channels + piece.d;
     if (at + kEach == length && p.dfinal_window != nullptr)
 #pragma unroll

@@ -57,7 +57,8 @@ struct SelectiveScanForward : SelectiveScanInputs<T> {
   using R = Accumulator<T>;
   View3<T> y;                  // (B, L, D)
   R* final_state = nullptr;    // (S, D, N) contiguous
-  R* border_states = nullptr;  // null, or selective_scan_border_size() values: the state before each chunk, opaque
+  R* border_states = nullptr;  // null, or selective_scan_border_size() values for the backward pass, opaque: the state
+                               // before each chunk; a kernel whose backward pass needs none of them writes none
   void* workspace = nullptr;   // CUDA: selective_scan_forward_workspace_bytes()
 };
 

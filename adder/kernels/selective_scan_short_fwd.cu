@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
       float h[kStates];
       y[c] = 0;
       lane.initial(p, s, c, h);
-      if (p.border_states != nullptr) store_floats_if(lane.real[c], &p.border_states[state + c * N], h);
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
         h[n] = fmaf(exp2_fast(delta[c] * lane.A[c][n]), h[n], input[c] * now.B[n]);

@@ -26,10 +26,12 @@ struct CudaConv {
 };
 
 bool takes_steps(ADDER_CAUSAL_CONV1D_ARGUMENTS) {
+  (void)initial_window;  // has no part in it, and may be copied for a call
   if (present(cu_seqlens)) return false;
   bool takes = false;
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
-    takes = kernels::cuda::causal_conv1d_takes_steps(ConvCall<T, CudaConv>(ADDER_CAUSAL_CONV1D_NAMES).inputs);
+    const ConvCall<T, CudaConv> call(x, weight, bias, activation, std::nullopt, mask, cu_seqlens, reverse);
+    takes = kernels::cuda::causal_conv1d_takes_steps(call.inputs);
   });
   return takes;
 }
@@ -49,7 +51,8 @@ ConvBackwardResult cuda_backward(const at::Tensor& dy, const std::optional<at::T
     return conv_backward<CudaConv>(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES, false);
   check_causal_conv1d_bwd(dy, dfinal_window, ADDER_CAUSAL_CONV1D_NAMES);
   if (steps_side_by_side(x) && takes_steps(ADDER_CAUSAL_CONV1D_NAMES)) {
-    const at::Tensor as_steps = steps_side_by_side(dy) ? dy.movedim(1, -1).contiguous() : steps_last_on_cuda(dy);
+    at::Tensor as_steps = steps_side_by_side(dy) ? dy.movedim(1, -1).contiguous() : steps_last_on_cuda(dy);
+    if (reinterpret_cast<uintptr_t>(as_steps.const_data_ptr()) % 16 != 0) as_steps = as_steps.clone();
     return conv_backward<CudaConv>(as_steps.movedim(-1, 1), dfinal_window, ADDER_CAUSAL_CONV1D_NAMES, true);
   }
   auto [dx, dweight, dbias, dinitial] =

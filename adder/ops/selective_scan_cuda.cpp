@@ -36,11 +36,15 @@ bool any_steps_side_by_side(std::initializer_list<OptionalTensor> tensors) {
 }
 
 bool takes_steps(ADDER_SELECTIVE_SCAN_ARGUMENTS) {
+  (void)initial_state;  // has no part in it, and may be copied for a call
   if (present(cu_seqlens)) return false;
   bool takes = false;
   dispatch_floating(u.scalar_type(), [&]<typename T>() {
-    if constexpr (!std::is_same_v<T, double>)
-      takes = kernels::cuda::selective_scan_takes_steps(ScanCall<T, CudaScan>(ADDER_SELECTIVE_SCAN_NAMES).inputs);
+    if constexpr (!std::is_same_v<T, double>) {
+      const ScanCall<T, CudaScan> call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, discretization,
+                                       std::nullopt, mask, cu_seqlens, reverse);
+      takes = kernels::cuda::selective_scan_takes_steps(call.inputs);
+    }
   });
   return takes;
 }

@@ -5,7 +5,7 @@
 namespace adder::ops {
 
 bool steps_side_by_side(const at::Tensor& t) {
-  return t.dim() >= 3 && t.sym_stride(1) == 1 && t.sym_stride(-1) != 1 && t.sym_size(1) > 1;
+  return t.dim() >= 3 && t.sym_size(1) > 1 && t.sym_size(-1) > 1 && t.sym_stride(1) == 1 && t.sym_stride(-1) != 1;
 }
 
 at::Tensor empty_as(const at::Tensor& t) {

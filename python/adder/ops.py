@@ -46,7 +46,8 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
     Returns:
         y (B, L, D) T and the state after (S, D, N), which continues the sequence in the next call. Gradients go through
-        both. y lies in memory as u does, with channels or with steps side by side, and gradients as their inputs.
+        both. y lies in memory as u does, with channels or with steps side by side; so do the gradients of inputs per
+        step.
 
     Raises:
         ValueError: a shape, type, device or cu_seqlens that breaks a rule above.
@@ -72,7 +73,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, acti
         cu_seqlens, reverse: as in selective_scan.
 
     Returns:
-        y (B, L, D) T and the window after (S, K - 1, D) R.
+        y (B, L, D) T, in memory as x, and the window after (S, K - 1, D) R.
 
     Raises:
         ValueError: a shape, type, device or activation that breaks a rule above.

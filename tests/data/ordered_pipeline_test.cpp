@@ -64,6 +64,24 @@ TEST(OrderedPipeline, WorksOnSeveralAtOnce) {
   EXPECT_EQ(at_work, 2);
 }
 
+TEST(OrderedPipeline, HeavyJobsGoAlone) {
+  const auto weigh = [](const Job& job) { return job.number % 4 == 0 ? size_t{100} : size_t{3}; };
+  std::atomic<size_t> on_the_way = 0;  // begun and not taken
+  std::atomic<bool> too_much = false;
+  const auto work = [&](Job& job) {
+    if ((on_the_way += weigh(job)) > (job.number % 4 == 0 ? 100u : 10u)) too_much = true;
+    square(job);
+  };
+  int taken = 0;
+  const auto take = [&](Job& job) {
+    on_the_way -= weigh(job);
+    ++taken;
+  };
+  Pipeline::run(3, 8, {count_to(200), work, take, weigh}, 10);
+  EXPECT_FALSE(too_much);
+  EXPECT_EQ(taken, 200);
+}
+
 TEST(OrderedPipeline, NeverMoreThanDepthOnTheirWay) {
   std::atomic<int> given = 0;
   const auto make = [&](const Give& give) {

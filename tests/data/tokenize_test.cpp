@@ -251,6 +251,15 @@ TEST_F(Tokenize, APartOfARunBeforeBecomesTheTokenFile) {
   }
 }
 
+TEST_F(Tokenize, AFolderInTheTokenFilesPlaceLosesNothing) {
+  const fs::path one = folder_.write("one.txt", "ab");
+  fs::create_directories(folder_ / "out/tokens.bin.docs");
+  EXPECT_THAT(error_of([&] { run({one}); }), HasSubstr("must be a file or not there, is a folder"));
+  fs::remove(folder_ / "out/tokens.bin.docs");
+  EXPECT_EQ(text_of(run({one})), "ab<|endoftext|>");
+  EXPECT_TRUE(reports_[0].kept);
+}
+
 TEST_F(Tokenize, WhatIsMissingIsNamed) {
   EXPECT_THAT(error_of([&] { run({folder_ / "no.txt"}); }), HasSubstr("no.txt: there is no such file"));
   EXPECT_THAT(error_of([&] { tokenize_files({tokenizer_}, folder_ / "no.json", folder_ / "out", {}); }),

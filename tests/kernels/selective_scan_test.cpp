@@ -25,7 +25,7 @@ void compare(const ScanShape& shape, Tolerance forward, Tolerance backward) {
 
   ScanProblem<T, T> inference(shape);
   auto forward_only = inference.forward();
-  forward_only.border_states = nullptr;  // a single step then goes another way
+  forward_only.border_states = nullptr;  // other instructions where there are many steps
   run_forward(forward_only);
   expect_near("y without saved states", inference.y, truth.y, forward);
   expect_near("final_state without saved states", inference.final_state, truth.final_state,

@@ -45,8 +45,8 @@ def causal_conv1d_fn(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_
         (batch, dim, seqlen) in x's type, in memory as x. Gradients go through the states too.
 
     x goes in as it lies in memory. Where seqlen lies side by side a GPU is as fast as with channels side by side (width
-    2 to 4, no seq_idx, rows at multiples of 16 bytes; others are copied first, and the result back); the CPU reads it
-    with strides.
+    2 to 4, no seq_idx, no float64, rows at multiples of 16 bytes; others are copied first, and the result back); the CPU
+    reads it with strides.
     """
     op = "causal_conv1d_fn"
     if x.dim() != 3:

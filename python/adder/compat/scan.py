@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import ops
-from ._layout import Slots, by_step, channel_last, common_type, expect_shape, real_type
+from ._layout import Slots, by_step, channel_last, common_type, dense, expect_shape, real_type
 
 
 def _parameter(op: str, name: str, tensor: Tensor, A: Tensor, letters: str, shape: tuple[int, ...]) -> Tensor:
@@ -33,7 +33,7 @@ def _per_step(op: str, name: str, tensor: Tensor, u: Tensor, A: Tensor, dtype: t
     letters = f"(batch, groups, dstate, {'2 ' if values == 2 else ''}seqlen)"
     expect_shape(op, name, grouped, letters, (batch, grouped.shape[1], state, values * length))
     if values == 1:
-        return grouped.to(dtype).permute(0, 3, 1, 2)
+        return dense(grouped.to(dtype)).permute(0, 3, 1, 2)
     steps = grouped.unflatten(-1, (length, values)) if length else grouped.unsqueeze(-1).expand(-1, -1, -1, -1, values)
     return steps.permute(0, 3, 1, 2, 4).flatten(3).to(dtype)
 
@@ -71,9 +71,10 @@ def selective_scan_fn(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     Returns:
         (batch, dim, seqlen) in u's type, in memory as u. Unlike there, the gradient goes through the last state too.
 
-    Tensors go in as they lie in memory. Where seqlen lies side by side, a GPU's forward pass is as fast as with channels
-    side by side (dstate 8 or 16, real; rows at multiples of 16 bytes, others are copied first); its backward pass copies
-    them, one read and one write each, and the CPU reads them with strides, about twice the time.
+    Tensors go in as they lie in memory. Where seqlen lies side by side in all of u, delta, z, B and C, a GPU's forward
+    pass is as fast as with channels side by side (dstate 8 or 16, real, no float64, seqlen from 16 on, rows at multiples
+    of 16 bytes; otherwise they are copied first); its backward pass copies them, one read and one write each, and the
+    CPU reads them with strides, about twice the time.
     """
     op = "selective_scan_fn"
     _scan_layout(op, u, delta, z)
