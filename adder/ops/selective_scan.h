@@ -29,8 +29,8 @@ struct SelectiveScanOptions {
 //
 // A, D, delta_bias and states are float32 (complex64), or float64 (complex128) where u is float64.
 // Returns y (B, L, D) and the final state (S, D, N); S = B, or the number of packed sequences. y lies in memory as u
-// does, with channels or with steps side by side (step_layout.h), and so do gradients of inputs per step. Raises ValueError on bad
-// arguments.
+// does, with channels or with steps side by side (step_layout.h), and so do gradients of inputs per step. Raises
+// ValueError on bad arguments.
 std::tuple<at::Tensor, at::Tensor> selective_scan(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A,
                                                   const at::Tensor& B, const at::Tensor& C,
                                                   const SelectiveScanOptions& options = {});
