@@ -1,6 +1,6 @@
 #include "adder/kernels/causal_conv1d_cuda.h"
 #include "adder/kernels/cuda_launch.cuh"
-#include "adder/kernels/cuda_vectors.cuh"
+#include "adder/kernels/vector_bits.cuh"
 
 // Tensors whose steps lie side by side, (B, D, L): some lanes walk a piece of a channel's row, each with 16 bytes of
 // neighbouring steps at a time. What a lane needs of the steps before or after its own comes from the lane beside it.
@@ -53,25 +53,6 @@ struct Filter {
   }
 };
 
-// Steps as they lie in memory: whole registers, which values of 16 bits would be taken apart into.
-template <typename T>
-__device__ __forceinline__ uint4 load_steps(const T* from, bool there) {
-  return there ? *reinterpret_cast<const uint4*>(from) : uint4{};
-}
-template <typename T>
-__device__ __forceinline__ void widen_steps(const uint4& bits, float (&to)[kSteps<T>]) {
-  const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      to[i] = __uint_as_float(words[i]);
-    } else {
-      const float2 two = pair(reinterpret_cast<const T*>(&words[i]));
-      to[2 * i] = two.x, to[2 * i + 1] = two.y;
-    }
-  }
-}
-
 // The kPast steps before step `at` of a row.
 template <typename T, int kPast>
 __device__ __forceinline__ void load_past(const CausalConv1dInputs<T>& p, const T* row, int64_t at, unsigned b,
@@ -91,16 +72,18 @@ __global__ void __launch_bounds__(128, 8) forward_by_steps(const CausalConv1dFor
   const T* const row = p.x.data + piece.b * p.x.b + piece.d * p.x.d;
   T* const to = p.y.data + piece.b * p.y.b + piece.d * p.y.d + piece.begin;
   const auto load = [&](int chunk) {
-    return load_steps(row + piece.begin + piece.step(chunk), piece.step(chunk) < piece.count);
+    Bits<T, kEach> steps;
+    steps.load(row + piece.begin + piece.step(chunk), piece.step(chunk) < piece.count);
+    return steps;
   };
-  uint4 ahead[2] = {load(0), load(1)};  // the chunks that come next
+  Bits<T, kEach> ahead[2] = {load(0), load(1)};  // the chunks that come next
   const Filter<T, kWidth> filter(p, piece.d);
   float carried[kPast];
   load_past<T, kPast>(p, row, piece.begin, piece.b, piece.d, carried);
   for (int chunk = 0; chunk < piece.chunks; ++chunk) {
     const int at = piece.step(chunk);
     float x[kPast + kEach], values[kEach], y[kEach];
-    widen_steps<T>(ahead[0], values);
+    ahead[0].floats(values);
     ahead[0] = ahead[1];
     ahead[1] = load(chunk + 2);
 #pragma unroll
@@ -155,21 +138,23 @@ __global__ void __launch_bounds__(128, 5) backward_by_steps(const CausalConv1dBa
   float dweight[kWidth] = {}, dbias = 0;
   const auto load = [&](const T* row, int chunk) {
     const int at = piece.step(chunk);
-    return load_steps(row + piece.begin + at, chunk >= 0 && at < piece.count);
+    Bits<T, kEach> steps;
+    steps.load(row + piece.begin + at, chunk >= 0 && at < piece.count);
+    return steps;
   };
   // The chunks that come next.
-  uint4 x_ahead[2] = {load(x_row, piece.chunks - 1), load(x_row, piece.chunks - 2)},
-        dy_ahead[2] = {load(dy_row, piece.chunks - 1), load(dy_row, piece.chunks - 2)};
+  Bits<T, kEach> x_ahead[2] = {load(x_row, piece.chunks - 1), load(x_row, piece.chunks - 2)},
+                 dy_ahead[2] = {load(dy_row, piece.chunks - 1), load(dy_row, piece.chunks - 2)};
   float before_piece[kPast];
   load_past<T, kPast>(p, x_row, piece.begin, piece.b, piece.d, before_piece);
   for (int chunk = piece.chunks - 1; chunk >= 0; --chunk) {
     const int64_t at = piece.begin + piece.step(chunk);
     float x[kPast + kEach], values[kEach], earlier[kEach], dy[kEach], da[kEach + kPast], dx[kEach];
-    widen_steps<T>(x_ahead[0], values);
-    widen_steps<T>(dy_ahead[0], dy);
+    x_ahead[0].floats(values);
+    dy_ahead[0].floats(dy);
     x_ahead[0] = x_ahead[1], dy_ahead[0] = dy_ahead[1];
     x_ahead[1] = load(x_row, chunk - 2), dy_ahead[1] = load(dy_row, chunk - 2);
-    widen_steps<T>(x_ahead[0], earlier);
+    x_ahead[0].floats(earlier);
 #pragma unroll
     for (int k = 0; k < kEach; ++k) x[kPast + k] = values[k];
 #pragma unroll

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "adder/kernels/scan_tiles.cuh"
+#include "adder/kernels/vector_bits.cuh"
 
 // What the scans of a few steps share. They divide a warp as the fast scans do (lane / 4 has two channels, lane % 4 a
 // quarter of their states) but have no tiles in shared memory, and walk through the batch: A and the sums over
@@ -150,31 +151,6 @@ struct SingleStep {
     if (p.z.data != nullptr) lane.values(p.z, s, 0, counted, z);
     lane.matrix(p.B_step, s, 0, counted, B);
     lane.matrix(p.C_step, s, 0, counted, C);
-  }
-};
-
-// kCount neighbours as they lie in memory, in whole registers.
-template <typename T, int kCount>
-struct Bits {
-  static constexpr int kWords = kCount * static_cast<int>(sizeof(T)) / 4;
-  unsigned words[kWords];
-
-  __device__ __forceinline__ void load(const T* from, bool there) {
-    Vector<unsigned, kWords> v{};
-    if (there) v = *reinterpret_cast<const Vector<unsigned, kWords>*>(from);
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = v.value[i];
-  }
-  __device__ __forceinline__ void floats(float (&to)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      if constexpr (sizeof(T) == 4) {
-        to[i] = __uint_as_float(words[i]);
-      } else {
-        const float2 two = pair(reinterpret_cast<const T*>(&words[i]));
-        to[2 * i] = two.x, to[2 * i + 1] = two.y;
-      }
-    }
   }
 };
 
