@@ -6,7 +6,12 @@ PYTHON := .venv/bin/python
 PREFIX ?= /usr/local
 # CUDA=ON fails where there is no nvcc, CUDA=OFF leaves the kernels for GPUs out; empty: as the machine has it.
 CUDA ?=
-CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH) $(if $(CUDA),-DADDER_CUDA=$(CUDA))
+# Which GPUs get machine code, as CMAKE_CUDA_ARCHITECTURES; empty: the machine's own, or where there is none all.
+CUDA_ARCHITECTURES ?=
+CMAKE_FLAGS := -DADDER_TORCH=$(ADDER_TORCH) $(if $(CUDA),-DADDER_CUDA=$(CUDA)) \
+  $(if $(CUDA_ARCHITECTURES),'-DADDER_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)')
+# Tests that run at the same time; each uses all processors where it can.
+TEST_JOBS ?= 2
 
 .PHONY: help setup build test test-asan test-tsan test-peers fuzz demo install docs bench format format-check lint layers clean
 
@@ -21,7 +26,7 @@ build: setup ## build the program (build/release/adder), the library and the tes
 	@cmake --build --preset $(PRESET)
 
 test: build ## run all tests
-	@ctest --preset $(PRESET) --progress
+	@ctest --preset $(PRESET) --progress -j $(TEST_JOBS)
 
 test-asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) test PRESET=asan

@@ -153,6 +153,21 @@ __device__ __forceinline__ void store_floats_if(bool wanted, float* to, const fl
                    : "memory");
   }
 }
+// The same for what is not read again soon: the first to leave the cache.
+template <int kCount>
+__device__ __forceinline__ void stream_floats_if(bool wanted, float* to, const float (&from)[kCount]) {
+  static_assert(kCount == 2 || kCount == 4);
+  if constexpr (kCount == 2)
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.cs.v2.f32 [%1], {%2, %3}; }" ::"r"(
+                     static_cast<int>(wanted)),
+                 "l"(to), "f"(from[0]), "f"(from[1])
+                 : "memory");
+  else
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.cs.v4.f32 [%1], {%2, %3, %4, %5}; }" ::"r"(
+                     static_cast<int>(wanted)),
+                 "l"(to), "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
+                 : "memory");
+}
 
 template <typename T, int kCount>
 __device__ __forceinline__ void store_values(T* to, const float (&from)[kCount]) {

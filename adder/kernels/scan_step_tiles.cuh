@@ -57,6 +57,33 @@ struct StepTileCopy {
   }
 };
 
+// Two neighbouring values of a row.
+template <typename T>
+__device__ __forceinline__ float2 two_steps(const T (&row_values)[kTileSteps], int row, int step) {
+  return pair(&row_values[step ^ half_swap(row)]);
+}
+
+// A lane's part in one of four rounds that prepare tiles of 16 channels: two steps of row lane % 16, delta with its
+// bias and softplus, and delta u. Which steps, differs between rows, so that no lanes share a bank.
+template <typename T>
+struct TwoSteps {
+  int row, step;
+  float delta[2], input[2];
+
+  __device__ __forceinline__ TwoSteps(const T (*delta_rows)[kTileSteps], const T (*u_rows)[kTileSteps], float bias,
+                                      bool softplus, int round, int lane)
+      : row(lane % 16), step(lane / 16 * 8 + 2 * (round ^ row / 4)) {
+    const float2 raw = two_steps(delta_rows[row], row, step), u = two_steps(u_rows[row], row, step);
+    const float before[2] = {raw.x + bias, raw.y + bias}, x[2] = {u.x, u.y};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const float soft = softplus_fast(before[k]);
+      delta[k] = softplus ? soft : before[k];
+      input[k] = delta[k] * x[k];
+    }
+  }
+};
+
 // Lanes 4k .. 4k + 3 hold four steps of two channels each; afterwards lane 4k + i has the sums of two neighbouring
 // steps, from 2 (i / 2) on, of channel i % 2, added in the order of sum_and_deal().
 __device__ __forceinline__ void sum_and_deal_pairs(float (&out)[2], const float (&v)[2][4], bool odd, bool high) {

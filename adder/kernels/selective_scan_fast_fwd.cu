@@ -135,34 +135,20 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
   // Four steps' share of a tile: delta and u of kC channels of a step, B or C of a quarter of a step's states.
   const auto prepare = [&](const typename Tiles::Raw& from, typename Tiles::Ready& to, int i, unsigned live) {
     if constexpr (kBySteps) {
-      // Two neighbouring steps of a row; which ones, differs so that no lanes share a bank.
-      const int t = lane / 16 * 8 + 2 * (i ^ own_row / 4);
-      const auto two_of = [&](const T* row) {
-        Packed<T, 2> two;
-        two.load(row + (t ^ half_swap(own_row)));
-        return two;
-      };
-      float dt[2], x[2], v[2];
-      two_of(from.delta[own_row]).floats(dt);
-      two_of(from.u[own_row]).floats(x);
+      const TwoSteps<T> two(from.delta, from.u, bias[0], p.delta_softplus, i, lane);
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        dt[k] += bias[0];
-        const float soft = softplus_fast(dt[k]);
-        dt[k] = p.delta_softplus ? soft : dt[k];
-        const bool counted = live >> (t + k) & 1;
-        store_floats(&to.step[t + k][own_row / 2][own_row % 2 * 2],
-                     {counted ? dt[k] : 0.0f, counted ? dt[k] * x[k] : 0.0f});
+        const bool counted = live >> (two.step + k) & 1;
+        store_floats(&to.step[two.step + k][own_row / 2][own_row % 2 * 2],
+                     {counted ? two.delta[k] : 0.0f, counted ? two.input[k] : 0.0f});
       }
 #pragma unroll
       for (int row = own_row; row < 2 * N; row += 16) {
-        two_of(rows_of_steps(from.BC[0])[row]).floats(v);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) to.BC[row / N][t + k][row % N] = v[k];
+        const float2 v = two_steps(rows_of_steps(from.BC[0])[row], own_row, two.step);
+        to.BC[row / N][two.step][row % N] = v.x;
+        to.BC[row / N][two.step + 1][row % N] = v.y;
       }
-      return;
-    }
-    {
+    } else {
       const int t = 4 * i + lane / 8;
       const bool counted = live >> t & 1;
       Packed<T, kC> delta_bits, u_bits;
@@ -180,20 +166,18 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         step[2 * c + 1] = counted ? dt[c] * x[c] : 0.0f;
       }
       store_floats(to.step[t][own], step);
-    }
-    {
-      const int t = 4 * i + lane % 16 / 4;
+      const int t_BC = 4 * i + lane % 16 / 4;
       float v[kStates];
       Packed<T, kStates * sizeof(T) <= 16 ? kStates : 1> bits;
       static_assert(kStates * sizeof(T) <= 16);
-      bits.load(&from.BC[lane / 16][t][q * kStates]);
+      bits.load(&from.BC[lane / 16][t_BC][q * kStates]);
       bits.floats(v);
       if constexpr (!kPlain) {
-        const bool counted = live >> t & 1;
+        const bool real_step = live >> t_BC & 1;
 #pragma unroll
-        for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
+        for (int n = 0; n < kStates; ++n) v[n] = real_step ? v[n] : 0.0f;
       }
-      store_floats(&to.BC[lane / 16][t][q * kStates], v);
+      store_floats(&to.BC[lane / 16][t_BC][q * kStates], v);
     }
   };
 
@@ -219,24 +203,24 @@ __global__ void __launch_bounds__(32 * kWarpsEach, kBlocks)
         if constexpr (kGate) out[k] *= z[k] * sigmoid_fast(z[k]);
       }
       store_pair_if(there && out_row < columns, reinterpret_cast<T*>(y) + j0, out[0], out[1]);
-      return;
-    }
-#pragma unroll
-    for (int c = 0; c < kC; ++c) {
-      out[c] = fmaf(skip[c], x[c], sum_and_deal(part[c], odd, high));
-      if constexpr (kGate) out[c] *= z[c] * sigmoid_fast(z[c]);
-    }
-    if constexpr (kPlain) {
-      T* const at = reinterpret_cast<T*>(y + static_cast<int64_t>(j0 / 4) * (strides.y / (kSteps / 4)));
-      if constexpr (kC == 2)
-        store_pair_if(there && real[0], at, out[0], out[1]);
-      else if (there && real[0])
-        *at = narrow<T>(out[0]);
     } else {
-      T* const at = p.y.data + rows.b * p.y.b + rows.time(j) * p.y.l + d * p.y.d;
 #pragma unroll
-      for (int c = 0; c < kC; ++c)
-        if (there && real[c]) at[c * p.y.d] = narrow<T>((live >> t_live & 1) != 0 ? out[c] : 0.0f);
+      for (int c = 0; c < kC; ++c) {
+        out[c] = fmaf(skip[c], x[c], sum_and_deal(part[c], odd, high));
+        if constexpr (kGate) out[c] *= z[c] * sigmoid_fast(z[c]);
+      }
+      if constexpr (kPlain) {
+        T* const at = reinterpret_cast<T*>(y + static_cast<int64_t>(j0 / 4) * (strides.y / (kSteps / 4)));
+        if constexpr (kC == 2)
+          store_pair_if(there && real[0], at, out[0], out[1]);
+        else if (there && real[0])
+          *at = narrow<T>(out[0]);
+      } else {
+        T* const at = p.y.data + rows.b * p.y.b + rows.time(j) * p.y.l + d * p.y.d;
+#pragma unroll
+        for (int c = 0; c < kC; ++c)
+          if (there && real[c]) at[c * p.y.d] = narrow<T>((live >> t_live & 1) != 0 ? out[c] : 0.0f);
+      }
     }
   };
 

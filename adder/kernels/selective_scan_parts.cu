@@ -129,68 +129,61 @@ __global__ void __launch_bounds__(32 * kWarps)
   };
   const auto prepare = [&](const typename Tiles::Raw& from, typename Tiles::Ready& to, unsigned live) {
     if constexpr (kBySteps) {
-      const int row = lane % 16;
 #pragma unroll
       for (int i = 0; i < kSteps / 4; ++i) {
-        const int at =
-            lane / 16 * 8 + 2 * (i ^ row / 4);  // two steps; which ones, differs so that no lanes share a bank
-        const float2 raw = pair(&from.delta[row][at ^ half_swap(row)]), in = pair(&from.x[row][at ^ half_swap(row)]);
-        const float x_of[2] = {in.x, in.y};
-        float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[0]};
+        const TwoSteps<T> two(from.delta, from.x, own_bias[0], p.delta_softplus, i, lane);
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const float soft = softplus_fast(dt[k]);
-          dt[k] = p.delta_softplus ? soft : dt[k];
-          store_floats(to.step[kSteps - 1 - at - k][warp * kWarpChannels + row], {dt[k], dt[k] * x_of[k]});
+        for (int k = 0; k < 2; ++k)
+          store_floats(to.step[kSteps - 1 - two.step - k][warp * kWarpChannels + two.row],
+                       {two.delta[k], two.input[k]});
+      }
+      if (warp == 0)
+#pragma unroll
+        for (int i = lane; i < N * kSteps / 2; i += 32) {
+          const int n = i % N, at = i / N * 2;
+          const float2 v = two_steps(rows_of_steps(from.matrix)[n], n, at);
+          to.matrix[kSteps - 1 - at][n] = v.x;
+          to.matrix[kSteps - 2 - at][n] = v.y;
         }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSteps / 4; ++i) {
+        const int t = 4 * i + lane / 8;
+        const bool counted = live >> t & 1;
+        const float2 raw = pair(&from.delta[t][2 * own]);
+        float2 in = pair(&from.x[t][2 * own]);
+        float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[1]};
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float soft = softplus_fast(dt[c]);
+          dt[c] = p.delta_softplus ? soft : dt[c];
+        }
+        if constexpr (!kBackward) {
+          in.x *= dt[0];
+          in.y *= dt[1];
+        } else if constexpr (kGate) {
+          const float2 z = pair(&from.z[t][2 * own]);
+          in.x *= z.x * sigmoid_fast(z.x);
+          in.y *= z.y * sigmoid_fast(z.y);
+        }
+        *reinterpret_cast<float4*>(to.step[t][warp * kWarpChannels + 2 * own]) =
+            counted ? float4{dt[0], in.x, dt[1], in.y} : float4{0, 0, 0, 0};
       }
       if (warp > 0) return;
 #pragma unroll
-      for (int i = lane; i < N * kSteps / 2; i += 32) {
-        const int n = i % N, at = i / N * 2;
-        const float2 v = pair(&rows_of_steps(from.matrix)[n][at ^ half_swap(n)]);
-        to.matrix[kSteps - 1 - at][n] = v.x;
-        to.matrix[kSteps - 2 - at][n] = v.y;
-      }
-      return;
-    }
+      for (int i = lane; i < kSteps * 4; i += 32) {
+        const int t = i / 4;
+        float v[kStates];
+        Packed<T, kStates> bits;
+        bits.load(&from.matrix[t][i % 4 * kStates]);
+        bits.floats(v);
+        if constexpr (!kPlain) {
+          const bool counted = live >> t & 1;
 #pragma unroll
-    for (int i = 0; i < kSteps / 4; ++i) {
-      const int t = 4 * i + lane / 8;
-      const bool counted = live >> t & 1;
-      const float2 raw = pair(&from.delta[t][2 * own]);
-      float2 in = pair(&from.x[t][2 * own]);
-      float dt[2] = {raw.x + own_bias[0], raw.y + own_bias[1]};
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float soft = softplus_fast(dt[c]);
-        dt[c] = p.delta_softplus ? soft : dt[c];
+          for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
+        }
+        store_floats(&to.matrix[t][i % 4 * kStates], v);
       }
-      if constexpr (!kBackward) {
-        in.x *= dt[0];
-        in.y *= dt[1];
-      } else if constexpr (kGate) {
-        const float2 z = pair(&from.z[t][2 * own]);
-        in.x *= z.x * sigmoid_fast(z.x);
-        in.y *= z.y * sigmoid_fast(z.y);
-      }
-      *reinterpret_cast<float4*>(to.step[t][warp * kWarpChannels + 2 * own]) =
-          counted ? float4{dt[0], in.x, dt[1], in.y} : float4{0, 0, 0, 0};
-    }
-    if (warp > 0) return;
-#pragma unroll
-    for (int i = lane; i < kSteps * 4; i += 32) {
-      const int t = i / 4;
-      float v[kStates];
-      Packed<T, kStates> bits;
-      bits.load(&from.matrix[t][i % 4 * kStates]);
-      bits.floats(v);
-      if constexpr (!kPlain) {
-        const bool counted = live >> t & 1;
-#pragma unroll
-        for (int n = 0; n < kStates; ++n) v[n] = counted ? v[n] : 0.0f;
-      }
-      store_floats(&to.matrix[t][i % 4 * kStates], v);
     }
   };
 

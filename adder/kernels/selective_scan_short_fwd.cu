@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
       lane.store(p.y, s, t, j0 + q < length, y);
     }
 #pragma unroll
-    for (int c = 0; c < 2; ++c) store_floats_if(lane.real[c], &p.final_state[state + c * N], h[c]);
+    for (int c = 0; c < 2; ++c) stream_floats_if(lane.real[c], &p.final_state[state + c * N], h[c]);
   }
 }
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(32 * kShortWarps, kResident)
         h[n] = fmaf(exp2_fast(delta[c] * lane.A[c][n]), h[n], input[c] * now.B[n]);
         y[c] = fmaf(now.C[n], h[n], y[c]);
       }
-      store_floats_if(lane.real[c], &p.final_state[state + c * N], h);
+      stream_floats_if(lane.real[c], &p.final_state[state + c * N], h);
       y[c] += __shfl_xor_sync(kAllLanes, y[c], 1);  // in the order of sum_and_deal(): the same bits as in longer scans
       y[c] += __shfl_xor_sync(kAllLanes, y[c], 2);
       y[c] = fmaf(lane.skip[c], now.u[c], y[c]);

@@ -50,6 +50,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       const auto ids = tokenizer->encode(parts[1], special);
       const auto known = [&](int64_t id) { return id >= 0 && !tokenizer->content(id).empty(); };
       if (!std::ranges::all_of(ids, known)) std::abort();
+      const std::string_view text = parts[1];
+      if (const auto cut = tokenizer->cut_before(text, text.size())) {
+        auto halves = tokenizer->encode(text.substr(0, *cut), special);
+        tokenizer->encode(text.substr(*cut), special, halves, *cut);
+        if (halves != ids) std::abort();
+      }
       (void)tokenizer->decode(ids);
     } catch (const Error&) {  // a text that is no UTF-8
     }

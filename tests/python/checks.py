@@ -37,6 +37,14 @@ def on(device, arguments):
             for name, value in arguments.items()}
 
 
+def steps_side_by_side(arguments):
+    """The same values, those of (B, L, ...) laid out as (B, ..., L), as other packages have them."""
+    first = next(iter(arguments.values())).shape[:2]
+    return {name: x.movedim(1, -1).contiguous().movedim(-1, 1)
+            if isinstance(x, torch.Tensor) and x.dim() > 2 and x.shape[:2] == first else x
+            for name, x in arguments.items()}
+
+
 def leaves(arguments):
     """The floating point and complex tensors of a dict of arguments, as leaves that want a gradient."""
     return {name: value.detach().requires_grad_() for name, value in arguments.items()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode, steps_side_by_side
 
 conv = torch.ops.adder.causal_conv1d
 
@@ -65,6 +65,13 @@ def test_opcheck(name, device):
 @pytest.mark.parametrize("name", ("base", "plain", "packed", "mask_reverse"))
 def test_one_graph_for_all_lengths(name, device):
     one_graph(conv, [on(device, make(**{**REPRESENTATIVE[name], "L": L})) for L in (5, 7, 66, 130)])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_steps_side_by_side(dtype, device):
+    arguments = [steps_side_by_side(on(device, make(L=L, dtype=dtype))) for L in (64, 66, 130)]
+    opcheck(conv, arguments[0])
+    one_graph(conv, arguments)
 
 
 @pytest.mark.parametrize("name", ("x", "weight", "initial_window"))

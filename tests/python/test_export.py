@@ -9,7 +9,7 @@ from torch.export import Dim, export
 import adder
 from test_causal_conv1d import make as make_convolution
 from test_selective_scan import make as make_scan
-from checks import on
+from checks import on, steps_side_by_side
 
 LENGTHS = (2, 3, 5, 66, 130)
 
@@ -52,6 +52,12 @@ def check(module, inputs, dynamic, graph_has):
                          ids=("base", "mask_reverse", "complex", "constant"))
 def test_selective_scan(choices, device):
     check_operator(torch.ops.adder.selective_scan, make_scan, choices, device)
+
+
+@pytest.mark.parametrize("op,make", ((torch.ops.adder.selective_scan, make_scan),
+                                     (torch.ops.adder.causal_conv1d, make_convolution)))
+def test_steps_side_by_side(op, make, device):
+    check_operator(op, lambda **choices: steps_side_by_side(make(**choices)), {}, device)
 
 
 @pytest.mark.parametrize("choices", ({}, dict(mask=True, reverse=True)), ids=("base", "mask_reverse"))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode
+from checks import gradcheck, name_of, on, one_graph, opcheck, pairwise, refuses_forward_mode, steps_side_by_side
 
 scan = torch.ops.adder.selective_scan
 
@@ -128,6 +128,13 @@ def test_opcheck(name, device):
 @pytest.mark.parametrize("name", ("base", "complex", "constant", "packed", "mask_reverse"))
 def test_one_graph_for_all_lengths(name, device):
     one_graph(scan, [on(device, make(**{**REPRESENTATIVE[name], "L": L})) for L in (5, 7, 66, 130)])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_steps_side_by_side(dtype, device):
+    arguments = [steps_side_by_side(on(device, make(L=L, dtype=dtype))) for L in (64, 66, 130)]
+    opcheck(scan, arguments[0])
+    one_graph(scan, arguments)
 
 
 @pytest.mark.parametrize("name", ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"))

@@ -12,16 +12,18 @@ from types import ModuleType
 
 from . import convolution, modules, norm, scan
 
-_CONV = {"causal_conv1d_fn": convolution.causal_conv1d_fn, "causal_conv1d_update": convolution.causal_conv1d_update}
-_VARLEN = {"causal_conv1d_varlen_states": convolution.causal_conv1d_varlen_states}
-_SCAN = {"selective_scan_fn": scan.selective_scan_fn, "mamba_inner_fn": scan.mamba_inner_fn}
-_STEP = {"selective_state_update": scan.selective_state_update}
-_NORM = {"RMSNorm": norm.RMSNorm, "layer_norm_fn": norm.layer_norm_fn, "rms_norm_fn": norm.rms_norm_fn}
-_BLOCK = {"Mamba": modules.Mamba}
+Contents = dict[str, Callable[..., object]]
+
+_CONV: Contents = {"causal_conv1d_fn": convolution.causal_conv1d_fn, "causal_conv1d_update": convolution.causal_conv1d_update}
+_VARLEN: Contents = {"causal_conv1d_varlen_states": convolution.causal_conv1d_varlen_states}
+_SCAN: Contents = {"selective_scan_fn": scan.selective_scan_fn, "mamba_inner_fn": scan.mamba_inner_fn}
+_STEP: Contents = {"selective_state_update": scan.selective_state_update}
+_NORM: Contents = {"RMSNorm": norm.RMSNorm, "layer_norm_fn": norm.layer_norm_fn, "rms_norm_fn": norm.rms_norm_fn}
+_BLOCK: Contents = {"Mamba": modules.Mamba}
 
 # The interfaces that the modules have; programs compare them.
 VERSIONS = {"mamba_ssm": "2.2.6", "causal_conv1d": "1.5.3"}
-MODULES: dict[str, dict[str, object]] = {
+MODULES: dict[str, Contents] = {
     "causal_conv1d": _CONV,
     "causal_conv1d.causal_conv1d_interface": _CONV | {"causal_conv1d_ref": convolution.causal_conv1d_fn,
                                                       "causal_conv1d_update_ref": convolution.causal_conv1d_update},
@@ -38,7 +40,7 @@ MODULES: dict[str, dict[str, object]] = {
     "mamba_ssm.ops.triton.selective_state_update": _STEP,
 }
 # What transformers' models call these functions.
-TRANSFORMERS = _CONV | _STEP | {"mamba_inner_fn": scan.mamba_inner_fn, "mamba_selective_scan": scan.selective_scan_fn,
+TRANSFORMERS: Contents = _CONV | _STEP | {"mamba_inner_fn": scan.mamba_inner_fn, "mamba_selective_scan": scan.selective_scan_fn,
                                 "mamba_selective_state_update": scan.selective_state_update}
 FALCON = "transformers.models.falcon_mamba.modeling_falcon_mamba"
 
@@ -46,14 +48,14 @@ _replaced_modules: dict[str, ModuleType | None] = {}
 _replaced_functions: list[tuple[ModuleType, str, object]] = []
 
 
-def _make_module(name: str, contents: dict[str, object]) -> ModuleType:
+def _make_module(name: str, contents: Contents) -> ModuleType:
     module = ModuleType(name, "Adder in the place of the package of this name.")
     package = any(other.startswith(f"{name}.") for other in MODULES)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="adder.compat", is_package=package)
     if package:
         module.__path__ = []
     if name in VERSIONS:
-        module.__version__ = VERSIONS[name]
+        vars(module)["__version__"] = VERSIONS[name]
     vars(module).update(contents)
     return module
 

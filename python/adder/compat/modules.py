@@ -28,7 +28,8 @@ class Mamba(Block):
         self.layer_idx = layer_idx
         self.to(device=device, dtype=dtype)
 
-    def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
+    def forward(  # type: ignore[override]  # of mamba_ssm's kind
+            self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
         """(batch, seqlen, d_model) to the same. With inference_params the state is read (seqlen_offset > 0) and
         kept."""
         if inference_params is None:

@@ -154,7 +154,7 @@ def falcon_inner_fn(*arguments, dt_rms_weight: Tensor | None = None, **named) ->
     projection = named["delta_proj_weight"] if "delta_proj_weight" in named else arguments[4]
     if dt_rms_weight is not None:
         dt_rms_weight = dt_rms_weight[:projection.shape[1]]
-    return mamba_inner_fn(*arguments, dt_rms_weight=dt_rms_weight, **named)
+    return mamba_inner_fn(*arguments, **{**named, "dt_rms_weight": dt_rms_weight})
 
 
 def selective_state_update(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
