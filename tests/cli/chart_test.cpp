@@ -11,11 +11,11 @@
 #include "cli/chart_axis.h"
 #include "tests/cli/picture.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::cli {
 namespace {
 
-using data::error_of;
 using data::TemporaryFolder;
 using testing::ElementsAre;
 using testing::HasSubstr;

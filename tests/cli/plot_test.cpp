@@ -3,11 +3,11 @@
 #include "cli/commands.h"
 #include "tests/cli/picture.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::cli {
 namespace {
 
-using data::error_of;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;

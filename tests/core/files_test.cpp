@@ -14,22 +14,13 @@
 #include <thread>
 
 #include "adder/core/check.h"
+#include "tests/error_of.h"
 
 namespace adder::core {
 namespace {
 namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
-
-template <typename Body>
-std::string message_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 std::string read(const fs::path& path) {
   const MappedFile file(path);
@@ -77,10 +68,10 @@ TEST_F(Files, MappingsMove) {
 }
 
 TEST_F(Files, MappingErrorsNameThePath) {
-  EXPECT_THAT(message_of([&] { MappedFile(folder_ / "none"); }),
+  EXPECT_THAT(error_of([&] { MappedFile(folder_ / "none"); }),
               AllOf(HasSubstr((folder_ / "none").string()), HasSubstr("No such file or directory")));
-  EXPECT_THAT(message_of([&] { MappedFile file(folder_); }), HasSubstr("it is a folder"));
-  EXPECT_THAT(message_of([&] { MappedFile("/dev/null"); }), HasSubstr("not a regular file"));
+  EXPECT_THAT(error_of([&] { MappedFile file(folder_); }), HasSubstr("it is a folder"));
+  EXPECT_THAT(error_of([&] { MappedFile("/dev/null"); }), HasSubstr("not a regular file"));
 }
 
 TEST_F(Files, WritesAndReplacesWithoutLeftovers) {
@@ -97,7 +88,7 @@ TEST_F(Files, WritesAndReplacesWithoutLeftovers) {
 
 TEST_F(Files, AThrowingWriterChangesNothing) {
   write_file_atomically(folder_ / "x", "old");
-  EXPECT_THAT(message_of([&] {
+  EXPECT_THAT(error_of([&] {
                 write_file_atomically(folder_ / "x", [](FileWriter& out) {
                   out.write("half");
                   fail("stopped");
@@ -109,15 +100,15 @@ TEST_F(Files, AThrowingWriterChangesNothing) {
 }
 
 TEST_F(Files, WriteErrorsNameThePath) {
-  EXPECT_THAT(message_of([&] { write_file_atomically(folder_ / "no" / "x", "a"); }),
+  EXPECT_THAT(error_of([&] { write_file_atomically(folder_ / "no" / "x", "a"); }),
               AllOf(HasSubstr((folder_ / "no" / "x").string()), HasSubstr("No such file or directory")));
-  EXPECT_THAT(message_of([&] { write_file_atomically(folder_, "a"); }), HasSubstr("it is a folder"));
-  EXPECT_THAT(message_of([&] { write_file_atomically("/dev/full", "a"); }), HasSubstr("not a regular file"));
-  EXPECT_THAT(message_of([&] { write_file_atomically(folder_ / "x" / "", "a"); }), HasSubstr("must end in the name"));
+  EXPECT_THAT(error_of([&] { write_file_atomically(folder_, "a"); }), HasSubstr("it is a folder"));
+  EXPECT_THAT(error_of([&] { write_file_atomically("/dev/full", "a"); }), HasSubstr("not a regular file"));
+  EXPECT_THAT(error_of([&] { write_file_atomically(folder_ / "x" / "", "a"); }), HasSubstr("must end in the name"));
 }
 
 TEST_F(Files, AFullDiskIsNamed) {
-  const std::string message = message_of([] {
+  const std::string message = error_of([] {
     FileWriter out("/dev/full", "model.safetensors");
     out.write("a");
   });
@@ -132,8 +123,8 @@ TEST_F(Files, AWriteThatStopsHalfWayLeavesTheOldFile) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit small{10000, before.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string message = message_of([&] { write_file_atomically(folder_ / "x", std::string(20000, 'a')); });
-  const std::string in_folder = message_of([&] {
+  const std::string message = error_of([&] { write_file_atomically(folder_ / "x", std::string(20000, 'a')); });
+  const std::string in_folder = error_of([&] {
     write_folder_atomically(folder_ / "new",
                             [](const fs::path& into) { write_file_atomically(into / "x", std::string(20000, 'a')); });
   });
@@ -166,7 +157,7 @@ TEST_F(Files, FoldersAppearWholeAndAreReplaced) {
 TEST_F(Files, AThrowingFillLeavesTheOldFolder) {
   const fs::path path = folder_ / "step-1";
   write_folder_atomically(path, [](const fs::path& into) { write_file_atomically(into / "x", "old"); });
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(error_of([&] {
               write_folder_atomically(path, [](const fs::path& into) {
                 write_file_atomically(into / "x", "new");
                 fail("stopped");
@@ -176,7 +167,7 @@ TEST_F(Files, AThrowingFillLeavesTheOldFolder) {
   EXPECT_EQ(read(path / "x"), "old");
   EXPECT_EQ(names(), std::set<std::string>{"step-1"});
   write_file_atomically(folder_ / "file", "a");
-  EXPECT_THAT(message_of([&] { write_folder_atomically(folder_ / "file", [](const fs::path&) {}); }),
+  EXPECT_THAT(error_of([&] { write_folder_atomically(folder_ / "file", [](const fs::path&) {}); }),
               HasSubstr("not a folder"));
 }
 
@@ -184,7 +175,7 @@ TEST_F(Files, RemovesFolders) {
   write_folder_atomically(folder_ / "a", [](const fs::path& into) { write_file_atomically(into / "x", "1"); });
   remove_folder_atomically(folder_ / "a");
   EXPECT_TRUE(names().empty());
-  EXPECT_THAT(message_of([&] { remove_folder_atomically(folder_ / "a"); }), HasSubstr("No such file or directory"));
+  EXPECT_THAT(error_of([&] { remove_folder_atomically(folder_ / "a"); }), HasSubstr("No such file or directory"));
 }
 
 TEST_F(Files, CleansWhatKilledWritersLeave) {
@@ -206,7 +197,7 @@ TEST_F(Files, CleansWhatKilledWritersLeave) {
   EXPECT_EQ(names(), (std::set<std::string>{"a", "b", ".c.old-0123456789abcdeg", ".tmp-0123456789abcdef",
                                             "d.tmp-0123456789abcdef", ".lock"}));
   EXPECT_EQ(read(folder_ / "b" / "x"), ".b.old-0123456789abcdef");
-  EXPECT_THAT(message_of([&] { clean_leftovers(folder_ / "none"); }), HasSubstr("No such file or directory"));
+  EXPECT_THAT(error_of([&] { clean_leftovers(folder_ / "none"); }), HasSubstr("No such file or directory"));
 }
 
 // A process that replaces one folder over and over is killed at random moments: what is found afterwards is one whole
@@ -257,11 +248,11 @@ TEST_F(Files, AKilledWriterLeavesAWholeFolder) {
 TEST_F(Files, ASecondHolderOfAFolderIsToldWhoHoldsIt) {
   {
     const FolderLock lock(folder_);
-    EXPECT_EQ(message_of([&] { FolderLock second(folder_); }),
+    EXPECT_EQ(error_of([&] { FolderLock second(folder_); }),
               folder_.string() + ": in use by another run (pid " + std::to_string(::getpid()) + ")");
   }
   const FolderLock again(folder_);
-  EXPECT_THAT(message_of([&] { FolderLock lock(folder_ / "none"); }), HasSubstr("No such file or directory"));
+  EXPECT_THAT(error_of([&] { FolderLock lock(folder_ / "none"); }), HasSubstr("No such file or directory"));
 }
 
 TEST_F(Files, DeathReleasesTheLock) {
@@ -277,10 +268,10 @@ TEST_F(Files, DeathReleasesTheLock) {
   }
   char byte;
   ASSERT_EQ(::read(ready[0], &byte, 1), 1);
-  EXPECT_THAT(message_of([&] { FolderLock lock(folder_); }), HasSubstr("(pid " + std::to_string(child) + ")"));
+  EXPECT_THAT(error_of([&] { FolderLock lock(folder_); }), HasSubstr("(pid " + std::to_string(child) + ")"));
   ::kill(child, SIGKILL);
   ASSERT_EQ(::waitpid(child, nullptr, 0), child);
-  EXPECT_EQ(message_of([&] { FolderLock lock(folder_); }), "no error");
+  EXPECT_EQ(error_of([&] { FolderLock lock(folder_); }), "no error");
   ::close(ready[0]);
   ::close(ready[1]);
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "adder/core/error.h"
+#include "tests/error_of.h"
 
 namespace adder::core {
 namespace {
@@ -20,12 +20,7 @@ nlohmann::ordered_json parse(const std::string& text) {
 }
 
 std::string error_of(const std::string& text) {
-  try {
-    parse(text);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return adder::error_of([&] { parse(text); });
 }
 
 TEST(JsonText, KeepsOrderAndValues) {

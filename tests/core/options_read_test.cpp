@@ -6,8 +6,8 @@
 #include <random>
 
 #include "adder/core/options_io.h"
-#include "tests/core/error_of.h"
 #include "tests/core/example_options.h"
+#include "tests/error_of.h"
 
 namespace adder::core {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "adder/core/error.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 
@@ -39,17 +39,6 @@ inline std::filesystem::path shared_data(std::string_view name) {
   const char* folder = std::getenv("ADDER_DATA");
   return (folder ? std::filesystem::path(folder) : std::filesystem::path(ADDER_SOURCE_DIR) / ".." / "shared" / "data") /
          name;
-}
-
-// The text of the adder::Error that `action` throws; "no error" where it throws none.
-template <typename Action>
-std::string error_of(Action&& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 }  // namespace adder::data

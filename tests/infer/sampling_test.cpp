@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -14,6 +13,7 @@
 #include "adder/core/check.h"
 #include "adder/core/options_io.h"
 #include "adder/core/random.h"
+#include "tests/error_of.h"
 
 namespace adder::infer {
 namespace {
@@ -24,15 +24,6 @@ using Tokens = std::vector<int64_t>;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 Tokens tokens_of(const std::vector<float>& logits, const SamplingOptions& options, const Tokens& history = {}) {
   Tokens tokens;

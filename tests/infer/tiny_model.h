@@ -2,13 +2,13 @@
 
 #include <torch/torch.h>
 
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "adder/core/check.h"
 #include "adder/core/random.h"
 #include "adder/models/mamba_lm.h"
+#include "tests/error_of.h"
 
 namespace adder::infer::tests {
 
@@ -63,15 +63,6 @@ inline double distance(const torch::Tensor& a, const torch::Tensor& b) {
   if (a.sizes() != b.sizes())
     fail("shapes ({}) and ({}) differ", fmt::join(a.sizes(), ", "), fmt::join(b.sizes(), ", "));
   return a.numel() == 0 ? 0 : (a - b).abs().max().item<double>();
-}
-
-inline std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 }  // namespace adder::infer::tests

@@ -11,6 +11,7 @@
 #include "adder/core/options_io.h"
 #include "adder/weights/published_folder.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::tests {
 namespace {
@@ -21,16 +22,6 @@ using models::MambaLMOptions;
 using models::PublishedFormat;
 using nlohmann::ordered_json;
 using testing::HasSubstr;
-
-template <typename Function>
-std::string message_of(const Function& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 // As the card of state-spaces/mamba-130m-hf has it: keys of both packages.
 const ordered_json kTransformers = ordered_json::parse(R"({
@@ -49,7 +40,7 @@ MambaLMOptions read(const ordered_json& config) {
 }
 std::string refusal(ordered_json config, const char* key, const ordered_json& value) {
   config[key] = value;
-  return message_of([&] { read(config); });
+  return error_of([&] { read(config); });
 }
 
 TEST(PublishedConfig, ThePublished130M) {
@@ -120,9 +111,9 @@ TEST(PublishedConfig, WhatIsNoMambaIsRefusedByName) {
   EXPECT_THAT(refusal(kOriginal, "ssm_cfg", 3), HasSubstr("ssm_cfg: must be an object, got number"));
   EXPECT_THAT(refusal(kOriginal, "attn_layer_idx", {1, 3}), HasSubstr("attn_layer_idx must be empty, got [1,3]"));
   EXPECT_THAT(refusal(kOriginal, "d_intermediate", 8), HasSubstr("d_intermediate must be 0, got 8"));
-  EXPECT_THAT(message_of([] { read({{"layers", 3}}); }),
+  EXPECT_THAT(error_of([] { read({{"layers", 3}}); }),
               HasSubstr("has neither hidden_size (transformers) nor d_model (the original package)"));
-  EXPECT_THAT(message_of([] { read(ordered_json::array()); }), "config.json: must be an object, got array");
+  EXPECT_THAT(error_of([] { read(ordered_json::array()); }), "config.json: must be an object, got array");
 }
 
 class Published : public testing::Test {
@@ -156,7 +147,7 @@ class Published : public testing::Test {
     return folder;
   }
   static std::string loading(const fs::path& folder) {
-    return message_of([&] { models::load_model(folder); });
+    return error_of([&] { models::load_model(folder); });
   }
   static void edit(const fs::path& file, const std::function<void(ordered_json&)>& change) {
     ordered_json json;
@@ -254,7 +245,7 @@ TEST_F(Published, WhatAFormatHasNoWordForIsRefused) {
     models::SaveOptions options;
     options.format = format;
     const fs::path folder = folder_.path() / "refused";
-    const std::string told = message_of([&] { models::save_published(*tiny(change), folder, options); });
+    const std::string told = error_of([&] { models::save_published(*tiny(change), folder, options); });
     EXPECT_FALSE(fs::exists(folder));
     return told;
   };
@@ -273,7 +264,7 @@ TEST_F(Published, WhatAFormatHasNoWordForIsRefused) {
 
 TEST_F(Published, NothingIsWrittenOver) {
   const fs::path folder = saved();
-  EXPECT_THAT(message_of([&] { models::save_published(*tiny(), folder, {}); }),
+  EXPECT_THAT(error_of([&] { models::save_published(*tiny(), folder, {}); }),
               HasSubstr("is there already; nothing is written over"));
   EXPECT_EQ(loading(folder), "no error");
 }

@@ -5,27 +5,17 @@
 #include <torch/torch.h>
 
 #include <filesystem>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "adder/core/error.h"
 #include "adder/core/files.h"
 #include "adder/weights/checkpoint_folder.h"
+#include "tests/error_of.h"
 
 // What the tests of checkpoints and of the folders that hold them share.
 namespace adder::weights {
 
 namespace fs = std::filesystem;
-
-inline std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 inline std::string read(const fs::path& path) {
   const core::MappedFile file(path);
@@ -58,7 +48,7 @@ class Checkpoint : public testing::Test {
 
   // The error on opening, without the path of the checkpoint that it must hold.
   std::string error_on_opening(Verify verify = Verify::kFiles) const {
-    std::string text = message_of([&] { CheckpointFolder checkpoint(path_, verify); });
+    std::string text = error_of([&] { CheckpointFolder checkpoint(path_, verify); });
     if (text == "no error") return text;
     EXPECT_THAT(text, testing::StartsWith(path_.string()));
     return text.substr(path_.string().size());

@@ -66,7 +66,7 @@ TEST_F(Checkpoint, ComesBackAsItWasGiven) {
   }
   checkpoint.tensors("model.safetensors")[0].second.zero_();
   EXPECT_TRUE(at::equal(checkpoint.tensors("model.safetensors")[0].second, model[0].second));
-  EXPECT_EQ(message_of([&] { checkpoint.tensors("x"); }), path_.string() + ": the checkpoint has no file \"x\"");
+  EXPECT_EQ(error_of([&] { checkpoint.tensors("x"); }), path_.string() + ": the checkpoint has no file \"x\"");
 }
 
 TEST_F(Checkpoint, MappedTensorsOutliveTheFolder) {
@@ -178,7 +178,7 @@ TEST_F(Checkpoint, MissingAndExtraTensorsAndFiles) {
   fs::remove(model_);
   EXPECT_EQ(error_on_opening(), "/model.safetensors: is missing; checkpoint.json lists it");
   fs::create_directory(model_);
-  EXPECT_NE(message_of([&] { CheckpointFolder checkpoint(path_); }), "no error");
+  EXPECT_NE(error_of([&] { CheckpointFolder checkpoint(path_); }), "no error");
 }
 
 TEST_F(Checkpoint, ForeignFolders) {
@@ -257,7 +257,7 @@ TEST_F(Checkpoint, WhatCannotBeWritten) {
   const auto error = [&](const std::function<void(CheckpointContent&)>& change) {
     CheckpointContent content = small();
     change(content);
-    const std::string text = message_of([&] { write_checkpoint_folder(path_, content); });
+    const std::string text = error_of([&] { write_checkpoint_folder(path_, content); });
     EXPECT_THAT(text, StartsWith(path_.string() + ": the checkpoint was not written: "));
     EXPECT_EQ(error_on_opening(), "no error");
     EXPECT_THAT(names(), ElementsAre("step-00000007"));
@@ -301,8 +301,8 @@ TEST_F(Checkpoint, AFullDiskLeavesTheOldCheckpoint) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit limit{10000, before.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
-  const std::string replaced = message_of([&] { write_checkpoint_folder(path_, large); });
-  const std::string created = message_of([&] { write_checkpoint_folder(folder_ / "new", large); });
+  const std::string replaced = error_of([&] { write_checkpoint_folder(path_, large); });
+  const std::string created = error_of([&] { write_checkpoint_folder(folder_ / "new", large); });
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
   std::signal(SIGXFSZ, handler);
   EXPECT_THAT(replaced, AllOf(StartsWith(path_.string() + ": the checkpoint was not written: cannot write"),

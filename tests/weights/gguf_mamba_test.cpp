@@ -13,6 +13,7 @@
 
 #include "adder/core/error.h"
 #include "adder/weights/gguf.h"
+#include "tests/error_of.h"
 
 namespace adder::weights {
 namespace {
@@ -74,16 +75,12 @@ class GgufMambaFile : public testing::Test {
                        at::ScalarType type = at::kFloat) const {
     GgufMamba model = small_model();
     change(model);
-    try {
-      write_gguf(path_, model, type, tokenizer);
-    } catch (const Error& error) {
-      const std::string message = error.what(), begin = path_.string() + ": ";
-      EXPECT_TRUE(message.starts_with(begin)) << message;
+    const std::string error = error_behind(path_.string(), [&] { write_gguf(path_, model, type, tokenizer); });
+    if (error == "no error")
+      fs::remove(path_);
+    else
       EXPECT_TRUE(fs::is_empty(folder_));
-      return message.substr(begin.size());
-    }
-    fs::remove(path_);
-    return "no error";
+    return error;
   }
 
   fs::path folder_, path_;

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "adder/core/check.h"
+#include "tests/error_of.h"
 
 namespace adder::weights {
 namespace {
@@ -102,18 +103,13 @@ class Gguf : public testing::Test {
   std::string error_of(const std::string& contents) const {
     fs::remove(path_);  // overwriting a file in place waits for the disk
     core::FileWriter(path_, path_).write(contents);
-    try {
+    return error_behind(path_.string(), [&] {
       const GgufFile file(path_);
       for (const std::string& name : file.names()) {
         const at::Tensor tensor = file.tensor(name);
         EXPECT_EQ(bytes_of(tensor).size(), static_cast<size_t>(tensor.numel()) * tensor.element_size());
       }
-    } catch (const Error& error) {
-      const std::string message = error.what(), begin = path_.string() + ": ";
-      EXPECT_TRUE(message.starts_with(begin)) << message;
-      return message.substr(begin.size());
-    }
-    return "no error";
+    });
   }
 
   std::string write_error(const GgufMetadata& metadata, const std::vector<GgufTensor>& tensors) const {

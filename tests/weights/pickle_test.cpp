@@ -10,6 +10,7 @@
 
 #include "adder/core/check.h"
 #include "adder/weights/torch_tensors.h"
+#include "tests/error_of.h"
 #include "tests/weights/torch_fixture.h"
 
 namespace adder::weights {
@@ -32,14 +33,10 @@ Pickle read(const std::string& text, int64_t start = 0) {
 
 // The error, without "x.pt: pickle, at byte ".
 std::string error_of(const std::string& text) {
-  try {
-    read(text);
-  } catch (const Error& error) {
-    const std::string what = error.what(), start = "x.pt: pickle, at byte ";
-    EXPECT_TRUE(what.starts_with(start)) << what;
-    return what.substr(start.size());
-  }
-  return "no error";
+  const std::string error = error_behind("x.pt", [&] { read(text); }), start = "pickle, at byte ";
+  if (error == "no error") return error;
+  EXPECT_TRUE(error.starts_with(start)) << error;
+  return error.substr(start.size());
 }
 
 // The same of a body, which begins at byte 2.

@@ -38,8 +38,8 @@ TEST_F(RunFolder, NumberedCheckpointsAreListedByStep) {
   }
   EXPECT_THAT(steps, ElementsAre(0, 1000, 99999999, 123456789));
   EXPECT_EQ(checkpoint_name(1000), "step-00001000");
-  EXPECT_EQ(message_of([] { checkpoint_name(-1); }), "a checkpoint's step must be at least 0, got -1");
-  EXPECT_THAT(message_of([&] { list_checkpoints(folder_ / "none"); }), EndsWith("none: there is no such folder"));
+  EXPECT_EQ(error_of([] { checkpoint_name(-1); }), "a checkpoint's step must be at least 0, got -1");
+  EXPECT_THAT(error_of([&] { list_checkpoints(folder_ / "none"); }), EndsWith("none: there is no such folder"));
 }
 
 TEST_F(RunFolder, TheLatestIsTheNewestThatOpens) {
@@ -55,20 +55,20 @@ TEST_F(RunFolder, TheLatestIsTheNewestThatOpens) {
   EXPECT_THAT(latest->damaged, ElementsAre(HasSubstr("step-00000004/model.safetensors: is missing"),
                                            HasSubstr("step-00000003/checkpoint.json: is not valid JSON")));
   fs::remove(folder_ / "step-00000002" / "checkpoint.json");
-  const std::string error = message_of([&] { latest_checkpoint(folder_); });
+  const std::string error = error_of([&] { latest_checkpoint(folder_); });
   EXPECT_THAT(error, AllOf(StartsWith(folder_.string() + ": none of its 4 checkpoints can be opened:\n"),
                            HasSubstr("step-00000002: is no Adder checkpoint")));
-  EXPECT_EQ(message_of([&] { resolve_checkpoint(folder_); }), error);
+  EXPECT_EQ(error_of([&] { resolve_checkpoint(folder_); }), error);
 }
 
 TEST_F(RunFolder, PathsAreResolved) {
-  EXPECT_EQ(message_of([&] { resolve_checkpoint(folder_); }),
+  EXPECT_EQ(error_of([&] { resolve_checkpoint(folder_); }),
             folder_.string() +
                 ": is neither an Adder checkpoint (a folder with checkpoint.json) nor a run with "
                 "checkpoints (folders such as step-00001000)");
   write("step-00000001", 1);
   write("step-00000002", 2);
-  EXPECT_EQ(message_of([&] { resolve_checkpoint(folder_, Which::kBest); }),
+  EXPECT_EQ(error_of([&] { resolve_checkpoint(folder_, Which::kBest); }),
             folder_.string() + ": has no checkpoint 'best'");
   write("best", 1);
   EXPECT_EQ(step_of(resolve_checkpoint(folder_).checkpoint), 2);
@@ -76,9 +76,9 @@ TEST_F(RunFolder, PathsAreResolved) {
   EXPECT_EQ(step_of(resolve_checkpoint(folder_, Which::kBest).checkpoint), 1);
   EXPECT_EQ(step_of(resolve_checkpoint(folder_ / "step-00000001").checkpoint), 1);
   EXPECT_EQ(step_of(resolve_checkpoint(folder_ / "step-00000002", Which::kBest).checkpoint), 2);
-  EXPECT_THAT(message_of([&] { resolve_checkpoint(folder_ / "none"); }), EndsWith("none: there is no such folder"));
+  EXPECT_THAT(error_of([&] { resolve_checkpoint(folder_ / "none"); }), EndsWith("none: there is no such folder"));
   fs::remove(folder_ / "step-00000002" / "model.safetensors");
-  EXPECT_THAT(message_of([&] { resolve_checkpoint(folder_ / "step-00000002"); }), HasSubstr("is missing"));
+  EXPECT_THAT(error_of([&] { resolve_checkpoint(folder_ / "step-00000002"); }), HasSubstr("is missing"));
   const FoundCheckpoint found = resolve_checkpoint(folder_);
   EXPECT_EQ(step_of(found.checkpoint), 1);
   EXPECT_EQ(found.damaged.size(), 1u);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "adder/core/check.h"
+#include "tests/error_of.h"
 
 namespace adder::weights {
 namespace {
@@ -55,14 +56,7 @@ class Safetensors : public testing::Test {
   // The error on opening these bytes, without the path that it must begin with.
   std::string error_of(const std::string& contents) const {
     core::write_file_atomically(path_, contents);
-    try {
-      SafetensorsFile file(path_);
-    } catch (const Error& error) {
-      const std::string text = error.what(), start = path_.string() + ": ";
-      EXPECT_TRUE(text.starts_with(start)) << text;
-      return text.substr(start.size());
-    }
-    return "no error";
+    return error_behind(path_.string(), [&] { SafetensorsFile file(path_); });
   }
 
   std::string error_of_header(const std::string& header, const std::string& data = "") const {

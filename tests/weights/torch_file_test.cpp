@@ -11,6 +11,7 @@
 #include "adder/core/check.h"
 #include "adder/weights/safetensors.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 #include "tests/python_child.h"
 
 namespace adder::weights {
@@ -47,14 +48,7 @@ class TorchFileTest : public tests::PythonTest {
   }
 
   std::string error_of(const std::string& name) const {
-    try {
-      TorchFile file(folder_ / name);
-    } catch (const Error& error) {
-      const std::string text = error.what(), start = (folder_ / name).string() + ": ";
-      EXPECT_TRUE(text.starts_with(start)) << text;
-      return text.substr(start.size());
-    }
-    return "no error";
+    return error_behind((folder_ / name).string(), [&] { TorchFile file(folder_ / name); });
   }
 
   std::string read(const std::string& name) const {

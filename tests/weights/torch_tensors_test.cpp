@@ -12,6 +12,7 @@
 #include "adder/core/error.h"
 #include "adder/weights/stored_zip.h"
 #include "adder/weights/torch_file.h"
+#include "tests/error_of.h"
 #include "tests/weights/torch_fixture.h"
 
 namespace adder::weights {
@@ -51,14 +52,7 @@ class TorchTensors : public testing::Test {
 
   template <typename Action>
   std::string error_of(Action&& action) const {
-    try {
-      action();
-    } catch (const Error& error) {
-      const std::string text = error.what(), start = (folder_ / "x.pt").string() + ": ";
-      EXPECT_TRUE(text.starts_with(start)) << text;
-      return text.substr(start.size());
-    }
-    return "no error";
+    return error_behind((folder_ / "x.pt").string(), action);
   }
 
   std::string error_of_object(const std::string& object) const {
