@@ -14,7 +14,8 @@ from . import convolution, modules, norm, scan
 
 Contents = dict[str, Callable[..., object]]
 
-_CONV: Contents = {"causal_conv1d_fn": convolution.causal_conv1d_fn, "causal_conv1d_update": convolution.causal_conv1d_update}
+_CONV: Contents = {"causal_conv1d_fn": convolution.causal_conv1d_fn,
+                   "causal_conv1d_update": convolution.causal_conv1d_update}
 _VARLEN: Contents = {"causal_conv1d_varlen_states": convolution.causal_conv1d_varlen_states}
 _SCAN: Contents = {"selective_scan_fn": scan.selective_scan_fn, "mamba_inner_fn": scan.mamba_inner_fn}
 _STEP: Contents = {"selective_state_update": scan.selective_state_update}
@@ -40,8 +41,9 @@ MODULES: dict[str, Contents] = {
     "mamba_ssm.ops.triton.selective_state_update": _STEP,
 }
 # What transformers' models call these functions.
-TRANSFORMERS: Contents = _CONV | _STEP | {"mamba_inner_fn": scan.mamba_inner_fn, "mamba_selective_scan": scan.selective_scan_fn,
-                                "mamba_selective_state_update": scan.selective_state_update}
+TRANSFORMERS: Contents = _CONV | _STEP | {"mamba_inner_fn": scan.mamba_inner_fn,
+                                          "mamba_selective_scan": scan.selective_scan_fn,
+                                          "mamba_selective_state_update": scan.selective_state_update}
 FALCON = "transformers.models.falcon_mamba.modeling_falcon_mamba"
 
 _replaced_modules: dict[str, ModuleType | None] = {}
