@@ -53,7 +53,8 @@ function(adder_includes_torch file result)
   set(${result} ${known} PARENT_SCOPE)
 endfunction()
 
-# The precompiled header for the sources of a target of this folder that need it: it takes others three times as long.
+# The precompiled header for the sources of a target of this folder that need it. Others take up to three
+# times as long with it, as templates that it leaves pending are instantiated in each source.
 function(adder_precompile target)
   target_precompile_headers(${target} REUSE_FROM adder_pch)
   get_target_property(sources ${target} SOURCES)

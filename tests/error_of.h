@@ -19,10 +19,10 @@ std::string error_of(Call&& call) {
   return "no error";
 }
 
-// The same behind "name: ", with which it must begin.
+// The same behind `start`, with which it must begin.
 template <typename Call>
-std::string error_behind(const std::string& name, Call&& call) {
-  const std::string message = error_of(call), start = name + ": ";
+std::string error_behind(const std::string& start, Call&& call) {
+  const std::string message = error_of(call);
   if (message == "no error") return message;
   EXPECT_TRUE(message.starts_with(start)) << message;
   return message.starts_with(start) ? message.substr(start.size()) : message;

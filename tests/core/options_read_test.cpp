@@ -28,6 +28,7 @@ std::string toml_error(const std::string& text) {
   ExampleOptions options;
   const std::string message =
       error_of([&] { read_toml_text(options, "name = 'changed'\ndata.split = 'changed'\n" + text, "x.toml"); });
+  EXPECT_NE(message, "no error") << text;
   EXPECT_EQ(options, ExampleOptions()) << "an error must leave the options as they were";
   return message;
 }
@@ -35,6 +36,7 @@ std::string toml_error(const std::string& text) {
 std::string set_error(std::string_view assignment) {
   ExampleOptions options;
   const std::string message = error_of([&] { set_option(options, assignment); });
+  EXPECT_NE(message, "no error") << assignment;
   EXPECT_EQ(options, ExampleOptions());
   return message;
 }

@@ -50,6 +50,7 @@ std::string json_error(std::string_view text) {
   ExampleOptions options;
   const std::string message =
       error_of([&] { from_json(options, nlohmann::ordered_json::parse(text), "checkpoint/options.json"); });
+  EXPECT_NE(message, "no error") << text;
   EXPECT_EQ(options, ExampleOptions());
   return message;
 }

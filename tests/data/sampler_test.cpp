@@ -10,6 +10,7 @@
 #include "adder/core/check.h"
 #include "adder/data/prefetcher.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

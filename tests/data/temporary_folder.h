@@ -10,8 +10,6 @@
 #include <string>
 #include <string_view>
 
-#include "tests/error_of.h"
-
 namespace adder::data {
 
 // A folder of one test, gone with it.

@@ -4,6 +4,7 @@
 
 #include "adder/data/compressed_file.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

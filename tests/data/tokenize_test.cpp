@@ -12,6 +12,7 @@
 #include "adder/data/token_file.h"
 #include "adder/data/tokenizer.h"
 #include "tests/data/temporary_folder.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

@@ -5,6 +5,7 @@
 #include "adder/data/compressed_file.h"
 #include "adder/data/tokenizer.h"
 #include "tests/data/small_tokenizer.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

@@ -5,6 +5,7 @@
 #include "adder/data/stream_decoder.h"
 #include "adder/data/text.h"
 #include "tests/data/small_tokenizer.h"
+#include "tests/error_of.h"
 
 namespace adder::data {
 namespace {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/error_of.h"
 #include "tests/infer/tiny_model.h"
 
 namespace adder::infer {

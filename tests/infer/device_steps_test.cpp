@@ -10,6 +10,7 @@
 #include "adder/infer/decode_session.h"
 #include "adder/infer/generate.h"
 #include "tests/device.h"
+#include "tests/error_of.h"
 #include "tests/infer/tiny_model.h"
 
 namespace adder::infer {

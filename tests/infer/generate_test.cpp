@@ -8,6 +8,7 @@
 #include <set>
 
 #include "adder/core/options_io.h"
+#include "tests/error_of.h"
 #include "tests/infer/tiny_model.h"
 
 namespace adder::infer {

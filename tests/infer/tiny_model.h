@@ -8,7 +8,6 @@
 #include "adder/core/check.h"
 #include "adder/core/random.h"
 #include "adder/models/mamba_lm.h"
-#include "tests/error_of.h"
 
 namespace adder::infer::tests {
 

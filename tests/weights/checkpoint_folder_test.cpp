@@ -13,6 +13,7 @@
 
 #include "adder/core/hash.h"
 #include "adder/core/version.h"
+#include "tests/error_of.h"
 #include "tests/weights/checkpoint_fixture.h"
 
 namespace adder::weights {

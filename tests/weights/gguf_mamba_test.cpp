@@ -75,7 +75,7 @@ class GgufMambaFile : public testing::Test {
                        at::ScalarType type = at::kFloat) const {
     GgufMamba model = small_model();
     change(model);
-    const std::string error = error_behind(path_.string(), [&] { write_gguf(path_, model, type, tokenizer); });
+    const std::string error = error_behind(path_.string() + ": ", [&] { write_gguf(path_, model, type, tokenizer); });
     if (error == "no error")
       fs::remove(path_);
     else

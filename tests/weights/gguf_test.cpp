@@ -103,7 +103,7 @@ class Gguf : public testing::Test {
   std::string error_of(const std::string& contents) const {
     fs::remove(path_);  // overwriting a file in place waits for the disk
     core::FileWriter(path_, path_).write(contents);
-    return error_behind(path_.string(), [&] {
+    return error_behind(path_.string() + ": ", [&] {
       const GgufFile file(path_);
       for (const std::string& name : file.names()) {
         const at::Tensor tensor = file.tensor(name);

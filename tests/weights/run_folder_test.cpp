@@ -1,6 +1,7 @@
 // The checkpoints in a run's folder: which there are, which is the latest, what a path stands for.
 #include <fstream>
 
+#include "tests/error_of.h"
 #include "tests/weights/checkpoint_fixture.h"
 
 namespace adder::weights {

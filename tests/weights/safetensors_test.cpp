@@ -56,7 +56,7 @@ class Safetensors : public testing::Test {
   // The error on opening these bytes, without the path that it must begin with.
   std::string error_of(const std::string& contents) const {
     core::write_file_atomically(path_, contents);
-    return error_behind(path_.string(), [&] { SafetensorsFile file(path_); });
+    return error_behind(path_.string() + ": ", [&] { SafetensorsFile file(path_); });
   }
 
   std::string error_of_header(const std::string& header, const std::string& data = "") const {

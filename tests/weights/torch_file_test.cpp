@@ -48,7 +48,7 @@ class TorchFileTest : public tests::PythonTest {
   }
 
   std::string error_of(const std::string& name) const {
-    return error_behind((folder_ / name).string(), [&] { TorchFile file(folder_ / name); });
+    return error_behind((folder_ / name).string() + ": ", [&] { TorchFile file(folder_ / name); });
   }
 
   std::string read(const std::string& name) const {

@@ -52,7 +52,7 @@ class TorchTensors : public testing::Test {
 
   template <typename Action>
   std::string error_of(Action&& action) const {
-    return error_behind((folder_ / "x.pt").string(), action);
+    return error_behind((folder_ / "x.pt").string() + ": ", action);
   }
 
   std::string error_of_object(const std::string& object) const {
